@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.11 or newer, pip and make; each makes its own environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test export clean
+demo: .venv/demo.done
+	$(BIN)/g2rpo demo $(ARGS)
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest tests $(ARGS)
+
+export: .venv/dev.done
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/readme.py
+
+.venv/pip.done:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "g2rpo needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo.done: .venv/pip.done pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ocr]'
+	@touch $@
+
+.venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv build *.egg-info
