@@ -1,0 +1,53 @@
+"Two real processes draw what one draws, and learn what one learns."
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = '''
+import sys, torch
+from dataclasses import replace
+from accelerate import PartialState
+from g2rpo.method import METHODS
+from g2rpo.policy import load_policy
+from g2rpo.rollout import rollout
+from g2rpo.trainer import tiny, train
+state, policy = PartialState(cpu=True), load_policy('tiny', 24, 48, 16)
+words = [f'a sign that says "{i}" in red' for i in (123, 456, 789, 321)]
+method = replace(METHODS['g2rpo'], granularities=(1, 2))
+mine = words[state.process_index::state.num_processes]
+roll = rollout(policy, method, mine, 4, 3, seed=5, iteration=2)
+cfg = tiny(iterations=2, T=4, group=3, prompts_per_iteration=4, precision='no', method=method)
+train(cfg, policy, dict(left=lambda i, p: i[..., 24:].mean((1, 2, 3))), words)
+torch.save(dict(prompts=mine, x=roll.x, y=roll.y, x0=roll.x0, weights=policy.pipe.transformer.state_dict()), f'{sys.argv[1]}/{state.num_processes}-{state.process_index}.pt')
+'''
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('processes')
+    (folder/'script.py').write_text(SCRIPT)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'ACCELERATE_USE_CPU': 'true'}
+    subprocess.run([sys.executable, str(folder/'script.py'), str(folder)], check=True, env=env, timeout=300)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29631', str(folder/'script.py'), str(folder)],
+                   check=True, env=env, timeout=300)
+    return [torch.load(folder/f'{name}.pt', weights_only=True) for name in ('1-0', '2-0', '2-1')]
+
+def test_same_directions(results):
+    one, *two = results
+    for rank, part in enumerate(two):
+        assert part['prompts'] == one['prompts'][rank::2]
+        torch.testing.assert_close(part['y'], one['y'][:, rank::2], rtol=0, atol=1e-5)
+        for lam in part['x0']: torch.testing.assert_close(part['x0'][lam], one['x0'][lam][:, rank::2], rtol=0, atol=1e-4)
+
+def test_same_noise_to_the_bit():
+    from g2rpo.rollout import directions
+    whole = directions((72, 32), 5, 2, ['a', 'b', 'c', 'd'], 1, 3)
+    for rank in (0, 1): assert torch.equal(directions((72, 32), 5, 2, ['a', 'b', 'c', 'd'][rank::2], 1, 3), whole[rank::2])
+
+def test_same_weights(results):
+    one, *two = results
+    for name, w in one['weights'].items():
+        assert torch.equal(two[0]['weights'][name], two[1]['weights'][name])
+        torch.testing.assert_close(two[0]['weights'][name], w, rtol=0, atol=4e-4)  # AdamW's first steps amplify rounding up to the step size, lr 1e-4

@@ -1,0 +1,103 @@
+"Training as a user meets it: the first ratio, runs that stop themselves, refusals, Ctrl-C."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from g2rpo.check import InputError, RunStopped
+from g2rpo.cli import main
+from g2rpo.method import METHODS
+from g2rpo.trainer import tiny, train
+
+SMALL = dict(iterations=1, T=4, group=3, prompts_per_iteration=2, precision='no', method=replace(METHODS['g2rpo'], granularities=(1, 2)))
+
+def left_of_right(images, prompts):
+    "A reward without packages: how much darker the left half is."
+    half = images.shape[-1]//2
+    return images[..., half:].mean((1, 2, 3)) - images[..., :half].mean((1, 2, 3))
+
+def words(n=8): return [f'a sign that says "{i:03d}" in red' for i in range(n)]
+
+@pytest.mark.parametrize('precision', ['no', 'bf16'])
+@pytest.mark.parametrize('update', ['per_step', 'accumulate'])
+@pytest.mark.parametrize('rank', [0, 4])
+def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update, rank):
+    before = {n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()}
+    cfg = tiny(**SMALL | dict(precision=precision, lora_rank=rank, method=replace(SMALL['method'], update=update), grad_batch=1))
+    row, = train(cfg, policy, dict(r=left_of_right), words(), tmp_path/'run')
+    assert row['ratio_spread'][0] == 0. and row['ratio'][0] == 1.
+    assert len(row['grad_norm']) == (2 if update == 'per_step' else 1)
+    after = dict(policy.pipe.transformer.named_parameters())
+    same = [torch.equal(p, after[n.replace('.weight', '.base_layer.weight').replace('.bias', '.base_layer.bias') if n not in after else n]) for n, p in before.items()]
+    assert all(same) if rank else not any(same[:4])
+    assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text()) == row
+    assert (tmp_path/'run'/'weights').is_dir()
+
+def test_later_ratios_differ_with_per_step(policy):
+    row, = train(tiny(**SMALL | dict(lr=1e-3)), policy, dict(r=left_of_right), words())
+    assert row['ratio_spread'][0] == 0. and row['ratio_spread'][1] > 0.
+
+def test_training_raises_an_easy_reward(policy):
+    "Brightness is easy: a few iterations must raise it."
+    log = train(tiny(**SMALL | dict(iterations=6, lr=3e-4)), policy, dict(r=lambda images, prompts: -images.mean((1, 2, 3))), words())
+    rewards = [row['reward/r'] for row in log]
+    assert sum(rewards[-2:]) > sum(rewards[:2])
+
+@pytest.mark.parametrize('reward,why', [(lambda i, p: torch.ones(len(i)), 'same reward'), (lambda i, p: i.mean((1, 2, 3))/0, 'not finite'),
+                                        (lambda i, p: i.mean(), 'must return')])
+def test_bad_rewards_stop(policy, tmp_path, reward, why):
+    with pytest.raises((InputError, RunStopped), match=why): train(tiny(**SMALL), policy, dict(r=reward), words(), tmp_path/'run')
+
+def test_step_that_moves_nothing_stops(policy):
+    with pytest.raises(RunStopped, match='no parameter moved'): train(tiny(**SMALL | dict(lr=1e-30, weight_decay=0.)), policy, dict(r=left_of_right), words())
+
+def test_non_finite_weights_stop(policy):
+    next(policy.pipe.transformer.parameters()).data.fill_(float('nan'))
+    with pytest.raises(RunStopped, match='not finite'): train(tiny(**SMALL), policy, dict(r=left_of_right), words())
+
+BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
+       '--granularities x', '--steps 0,10', '--steps 3,3', '--group 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
+       '--rewards nonsense', '--rewards tests_no_such:f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
+       '--height 25', '--prompts-per-iteration 5000', '--method dpo', '--precision int4', '--unknown 1']
+
+@pytest.mark.parametrize('flags', BAD)
+def test_bad_input_is_one_line_and_exit_2(flags, tmp_path, capsys, monkeypatch):
+    (tmp_path/'empty.txt').write_text('\n\n'); (tmp_path/'unquoted.txt').write_text('a sign\n'); (tmp_path/'folder').mkdir()
+    (tmp_path/'bad_rewards.py').write_text('def wrong_shape(i, p): return i.mean()\ndef not_a_number(i, p): return i.mean((1, 2, 3))*float("nan")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = flags.format(empty=tmp_path/'empty.txt', unquoted=tmp_path/'unquoted.txt', folder=tmp_path/'folder', module='bad_rewards')
+    try: code = main(['train', '--out', str(tmp_path/'run'), *flags.split()])
+    except SystemExit as stop: code = stop.code
+    said = capsys.readouterr().err.strip()
+    assert code == 2 and said.startswith('g2rpo') and '\n' not in said and 'Traceback' not in said
+    assert not (tmp_path/'run').exists()
+
+def test_out_in_use_is_refused(policy, tmp_path):
+    (tmp_path/'metrics.jsonl').write_text('')
+    with pytest.raises(InputError, match='already holds a run'): train(tiny(**SMALL), policy, dict(r=left_of_right), words(), tmp_path)
+
+def test_ctrl_c_keeps_what_it_has(tmp_path):
+    out = tmp_path/'run'
+    (tmp_path/'bright.py').write_text('def reward(images, prompts): return images.mean((1, 2, 3))')
+    run = subprocess.Popen([sys.executable, '-m', 'g2rpo.cli', 'train', '--out', str(out), '--rewards', 'bright:reward', '--T', '4', '--prompts-per-iteration', '2',
+                            '--iterations', '10000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tmp_path)})
+    end = time.time() + 120
+    while time.time() < end and run.poll() is None and not ((out/'metrics.jsonl').exists() and (out/'metrics.jsonl').read_text().count('\n') >= 2): time.sleep(.2)
+    run.send_signal(signal.SIGINT)
+    said, errors = run.communicate(timeout=60)
+    assert run.returncode == 0, errors
+    assert 'Stopped by hand after' in said and 'Traceback' not in errors
+    assert len((out/'metrics.jsonl').read_text().splitlines()) >= 2 and any((out/'weights').iterdir())
+
+def test_help_is_fast():
+    "Neither the package nor its help imports torch."
+    code = 'import sys, g2rpo, g2rpo.cli; g2rpo.cli.parser().format_help(); print("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+    begin = time.time(); subprocess.run([sys.executable, '-c', 'import g2rpo']); bare = time.time() - begin
+    begin = time.time(); subprocess.run([sys.executable, '-m', 'g2rpo.cli', '--help'], capture_output=True); full = time.time() - begin
+    assert bare < .5 and full < 1, (bare, full)
