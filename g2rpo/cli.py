@@ -26,7 +26,7 @@ CONFIG_FLAGS = {  # field of Config: (type, help)
     'prompts': (str, 'tiny, or a text file with one prompt a line'), 'rewards': (names, 'ppocr6, ppocr4, ddddocr, colour or module:function; several with commas'),
     'T': (int, 'steps of the time grid'), 'group': (int, 'directions per prompt and step, G'),
     'prompts_per_iteration': (int, 'over all processes'), 'iterations': (int, 'rollouts and updates'), 'seed': (int, 'keys all randomness'),
-    'lr': (float, 'learning rate of AdamW'), 'lora_rank': (int, '0 trains every weight'), 'precision': (str, 'no, bf16 or fp16'),
+    'lr': (float, 'learning rate of AdamW'), 'lora_rank': (int, '0 trains every weight'), 'precision': (str, 'no or bf16'),
     'batch': (int, 'samples in one forward pass'), 'grad_batch': (int, 'prompts in one pass with gradient')}
 METHOD_FLAGS = {  # field of Method: (type, help)
     'granularities': (numbers, 'strides of the completions, such as 1,2,3'), 'steps': (numbers, 'indices that take noise, such as 0,1,2'),
@@ -120,9 +120,12 @@ def run_demo(args) -> None:
 COMMANDS = dict(train=run_train, evaluate=run_evaluate, demo=run_demo)
 
 def main(argv=None) -> int:
-    "Entry point: 0 done, 1 a run that stopped itself, 2 input that cannot work."
+    "Entry point: 0 done, 1 a run that stopped itself, 2 input that cannot work, 130 stopped by hand with nothing to keep."
     args = parser().parse_args(argv)
     try: COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        print('g2rpo: stopped by hand.', file=sys.stderr)
+        return 130
     except (InputError, RunStopped) as error:
         print(f'g2rpo: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -24,7 +24,7 @@ from .reward import PACKAGES, checked, target
 from .rollout import Ledger, Rollout, rollout, start_noise, step_log_prob
 
 # %% ../nbs/08_trainer.ipynb #cell-05
-PRECISIONS = ('no', 'bf16', 'fp16')
+PRECISIONS = ('no', 'bf16')
 
 @dataclass(frozen=True)
 class Config:
@@ -114,11 +114,12 @@ def step_backward(policy, method, roll: Rollout, j: int, advantage: Tensor, cfg:
 def apply(optimizer, params: list, cfg: Config, accelerator) -> float:
     "Clip, step, and make sure that the parameter with the largest gradient moved; the gradient norm."
     norm = float(accelerator.clip_grad_norm_(params, cfg.max_grad_norm))
-    if not norm < float('inf'): raise RunStopped(f'the gradient norm is {norm}; lower lr, or use precision bf16 or no.')
-    largest = max((p for p in params if p.grad is not None), key=lambda p: p.grad.norm().item(), default=None)
-    before = None if largest is None else largest.detach().clone()
+    if not norm < float('inf'): raise RunStopped(f'the gradient norm is {norm}; lower lr.')
+    used = [p for p in params if p.grad is not None]
+    largest = used[int(torch.stack(torch._foreach_norm([p.grad for p in used])).argmax())]
+    before = largest.detach().clone()
     optimizer.step(); optimizer.zero_grad()
-    if before is None or torch.equal(before, largest): raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
+    if torch.equal(before, largest): raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
     return norm
 
 def update(policy, optimizer, params: list, roll: Rollout, advantage: Tensor, cfg: Config, accelerator, ledger: Ledger) -> dict:
@@ -183,10 +184,10 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
     out = Path(out) if out else None
     preflight(cfg, policy, rewards, prompts, out, world)
     accelerator.wait_for_everyone()
-    params = trainable(policy, cfg.lora_rank, cfg.lora_alpha)
+    with torch.random.fork_rng(): torch.manual_seed(cfg.seed); params = trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
     policy.transformer, optimizer = accelerator.prepare(policy.transformer, optimizer)
-    ledger, log, began = Ledger(), [], time.time()
+    ledger, log, began, stopped = Ledger(), [], time.time(), None
     if out: out.mkdir(parents=True, exist_ok=True); (out/'config.json').write_text(json.dumps(asdict(cfg), indent=1))
     progress = tqdm(range(cfg.iterations), disable=not accelerator.is_main_process, desc=cfg.method.name)
     with open(out/'metrics.jsonl' if out and accelerator.is_main_process else os.devnull, 'w') as lines:
@@ -202,7 +203,9 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
                 log.append(row); lines.write(json.dumps(row) + '\n'); lines.flush()
                 progress.set_postfix({n: f'{scores[n].mean():.3f}' for n in scores})
                 if watch: watch(row)
+        except RunStopped as error: stopped = error
         except KeyboardInterrupt: progress.close(); print(f'Stopped by hand after {len(log)} of {cfg.iterations} iterations.')
     policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
-    if out and accelerator.is_main_process: save_weights(policy, out/'weights')
+    if out and accelerator.is_main_process: save_weights(policy, out/'weights')  # also of a run that stopped itself: no bad step was taken
+    if stopped: raise stopped
     return log

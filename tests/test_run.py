@@ -38,6 +38,20 @@ def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update
     assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text()) == row
     assert (tmp_path/'run'/'weights').is_dir()
 
+def test_same_seed_same_run(tmp_path):
+    "Bit for bit, LoRA's own initialisation included."
+    from g2rpo.policy import load_policy
+    logs = [train(tiny(**SMALL | dict(lora_rank=4)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words()) for _ in range(2)]
+    for a, b in zip(*logs): assert {k: v for k, v in a.items() if k != 'seconds'} == {k: v for k, v in b.items() if k != 'seconds'}
+
+def test_stopped_run_keeps_its_weights(policy, tmp_path):
+    calls = []
+    def sours(images, prompts):
+        calls.append(len(images))
+        return images.mean((1, 2, 3)) if len(calls) < 4 else torch.ones(len(images))
+    with pytest.raises(RunStopped): train(tiny(**SMALL | dict(iterations=5)), policy, dict(r=sours), words(), tmp_path/'run')
+    assert (tmp_path/'run'/'metrics.jsonl').read_text().count('\n') >= 1 and any((tmp_path/'run'/'weights').iterdir())
+
 def test_later_ratios_differ_with_per_step(policy):
     row, = train(tiny(**SMALL | dict(lr=1e-3)), policy, dict(r=left_of_right), words())
     assert row['ratio_spread'][0] == 0. and row['ratio_spread'][1] > 0.
