@@ -21,12 +21,18 @@ export: .venv/dev.done
 	$(PYTHON) -m venv .venv
 	@touch $@
 
+# Only the model file of rapidocr-onnxruntime is used, so neither its dependencies nor its limit on Python matter.
+INSTALL = $(BIN)/pip install --quiet -c constraints.txt
+OLDER_READER = $(INSTALL) --no-deps --ignore-requires-python rapidocr-onnxruntime
+
 .venv/demo.done: .venv/pip.done pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[ocr]'
+	$(INSTALL) -e '.[ocr]'
+	$(OLDER_READER)
 	@touch $@
 
 .venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
+	$(OLDER_READER)
 	@touch $@ .venv/demo.done
 
 clean:

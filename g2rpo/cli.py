@@ -49,7 +49,7 @@ def parser() -> Parser:
         if name == 'train':
             sub.add_argument('--preset', default='tiny', help='tiny, paper or official_script')
             sub.add_argument('--method', default=None, help='g2rpo or g2rpo_no_mgai')
-            sub.add_argument('--device', default=None, help='cpu, cuda; default: a GPU where there is one')
+            sub.add_argument('--device', default=None, choices=('cpu', 'cuda'), help='default: a GPU where there is one')
         else: sub.add_argument('--eval-prompts', type=int, default=200, help='held-out prompts to score on, at most 200')
         sub.add_argument('--out', required=name == 'train', help='new folder for config, metrics and weights')
         add_flags(sub, CONFIG_FLAGS if name == 'train' else {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group')})

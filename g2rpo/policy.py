@@ -131,6 +131,7 @@ TINY = Path(__file__).parent/'tiny_flux' if '__file__' in globals() else None  #
 
 def load_policy(model, height: int, width: int, max_tokens: int = 512, device: str = 'cpu') -> FluxPolicy:
     "Load a Flux pipeline (`tiny`, a folder or a hub name) as a policy for images of `height` by `width` pixels."
+    if torch.device(device).type == 'cuda' and not torch.cuda.is_available(): raise InputError(f'device={device!r}, but torch sees no GPU; use cpu.')
     folder = TINY if model == 'tiny' else Path(model)
     if folder.exists() and not (folder/'model_index.json').is_file():
         raise InputError(f'model={str(model)!r} is not a diffusers pipeline: it has no model_index.json. Pass the folder that save_pretrained made.')

@@ -79,9 +79,11 @@ def test_wheel_installs_and_imports(root, copy, tmp_path):
     assert result.stdout.startswith(str(site))
     assert 'train' in run(site/'bin'/'g2rpo', '--help', cwd=tmp_path, env=env).stdout
 
-def test_readme_example_runs(root, tmp_path):
-    "The first Python block of the README, as it stands."
-    code = (root/'README.md').read_text().split('```python\n')[1].split('```')[0]
-    result = run(sys.executable, '-c', code, cwd=tmp_path)
+def test_readme_examples_run(root, tmp_path):
+    "The Python blocks of the README, one after the other, as they stand."
+    blocks = [part.split('```')[0] for part in (root/'README.md').read_text().split('```python\n')[1:]]
+    assert len(blocks) == 2
+    result = run(sys.executable, '-c', '\n'.join(blocks) + '\nprint(image.size)', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path/'runs'/'red'/'weights').is_dir() and len((tmp_path/'runs'/'red'/'metrics.jsonl').read_text().splitlines()) == 2
+    assert '(48, 24)' in result.stdout
+    assert len((tmp_path/'runs'/'red'/'metrics.jsonl').read_text().splitlines()) == 2

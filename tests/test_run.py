@@ -38,6 +38,13 @@ def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update
     assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text()) == row
     assert (tmp_path/'run'/'weights').is_dir()
 
+def test_engine_equals_naive_loop_on_the_pipeline(policy):
+    from g2rpo.rollout import naive_rollout, rollout
+    method, two = METHODS['g2rpo'], words(2)
+    slow, fast = naive_rollout(policy, method, two, 6, 2), rollout(policy, method, two, 6, 2, batch=7)
+    torch.testing.assert_close(fast.old, slow.old, rtol=0, atol=1e-4)
+    for lam in method.granularities: torch.testing.assert_close(fast.x0[lam], slow.x0[lam], rtol=0, atol=1e-3)
+
 def test_same_seed_same_run(tmp_path):
     "Bit for bit, LoRA's own initialisation included."
     from g2rpo.policy import load_policy
@@ -77,14 +84,14 @@ def test_non_finite_weights_stop(policy):
 BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
        '--granularities x', '--steps 0,10', '--steps 3,3', '--group 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
        '--rewards nonsense', '--rewards tests_no_such:f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
-       '--height 25', '--prompts-per-iteration 5000', '--method dpo', '--precision int4', '--unknown 1']
+       '--height 25', '--preset paper --prompts {good}', '--device tpu', '--prompts-per-iteration 5000', '--method dpo', '--precision int4', '--unknown 1']
 
 @pytest.mark.parametrize('flags', BAD)
 def test_bad_input_is_one_line_and_exit_2(flags, tmp_path, capsys, monkeypatch):
     (tmp_path/'empty.txt').write_text('\n\n'); (tmp_path/'unquoted.txt').write_text('a sign\n'); (tmp_path/'folder').mkdir()
     (tmp_path/'bad_rewards.py').write_text('def wrong_shape(i, p): return i.mean()\ndef not_a_number(i, p): return i.mean((1, 2, 3))*float("nan")\n')
     monkeypatch.syspath_prepend(tmp_path)
-    flags = flags.format(empty=tmp_path/'empty.txt', unquoted=tmp_path/'unquoted.txt', folder=tmp_path/'folder', module='bad_rewards')
+    (tmp_path/'good.txt').write_text('a sign that says "1"\n'); flags = flags.format(good=tmp_path/'good.txt', empty=tmp_path/'empty.txt', unquoted=tmp_path/'unquoted.txt', folder=tmp_path/'folder', module='bad_rewards')
     try: code = main(['train', '--out', str(tmp_path/'run'), *flags.split()])
     except SystemExit as stop: code = stop.code
     said = capsys.readouterr().err.strip()
