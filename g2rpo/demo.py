@@ -7,12 +7,13 @@ __all__ = ['panel', 'draw_curve', 'draw_grid', 'report', 'run_demo']
 
 # %% ../nbs/21_demo.ipynb #cell-02
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from torch import Tensor
-from .evaluate import Gain, Protocol, evaluate, generate, paired_gain
+from .check import InputError
+from .evaluate import Gain, Protocol, code_version, evaluate, generate, paired_gain
 from .policy import load_policy
-from .reward import colour_agreement, edge_density, exact, installed_readers, load_rewards, saturation
+from .reward import colour_agreement, edge_density, exact, installed_readers, load_rewards, saturation, target
 from .tiny import prompts
 from .trainer import Config, train
 
@@ -20,7 +21,7 @@ from .trainer import Config, train
 def panel() -> dict:
     "The scorers of the demo, trained and held out."
     readers = load_rewards(('ppocr6', 'ddddocr'))
-    if 'ppocr4' in installed_readers(): readers |= load_rewards(('ppocr4',))  # its package ends at Python 3.12
+    if 'ppocr4' in installed_readers(): readers |= load_rewards(('ppocr4',))
     scorers = dict(readers)
     for name in ('ppocr6', 'ddddocr'): scorers[f'{name}_exact'] = exact(readers[name])
     return scorers | dict(colour=colour_agreement, saturation=saturation, edges=edge_density)
@@ -41,14 +42,15 @@ def draw_curve(log: list[dict], path) -> None:
 def draw_grid(words: list[str], before: Tensor, after: Tensor, read_before: list[str], read_after: list[str], path) -> None:
     "Base above tuned, from the same noise; what the held-out reader reads stands under each."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(4, len(words)//2, figsize=(1.35*len(words)//2, 4.4))
+    fig, axes = plt.subplots(4, len(words)//2, figsize=(1.35*max(4, len(words)//2), 4.4), squeeze=False)
     for half in (0, 1):
         for j, col in enumerate(range(half*len(words)//2, (half + 1)*len(words)//2)):
             for row, images, reads, label in ((2*half, before, read_before, 'base'), (2*half + 1, after, read_after, 'tuned')):
-                ax, right = axes[row, j], f'"{reads[col]}"' in words[col]
-                ax.imshow(images[col].permute(1, 2, 0).cpu()); ax.set(xticks=[], yticks=[])
-                ax.set_xlabel(f'{reads[col] or "–"} {"✓" if right else "✗"}', fontsize=8, color='#1b7837' if right else '#b2182b', labelpad=2)
-                if row % 2 == 0: ax.set_title(words[col].split('"')[1] + ' ' + words[col].split()[-1], fontsize=8, pad=3)
+                ax, right = axes[row, j], reads[col] == target(words[col])
+                said = reads[col] if reads[col].isascii() else 'other script'
+                ax.imshow(images[col].permute(1, 2, 0).cpu().numpy()); ax.set(xticks=[], yticks=[])
+                ax.set_xlabel(f'{said or "–"} {"✓" if right else "✗"}', fontsize=8, color='#1b7837' if right else '#b2182b', labelpad=2)
+                if row % 2 == 0: ax.set_title(target(words[col]) + ' ' + words[col].split()[-1], fontsize=8, pad=3)
                 if j == 0: ax.set_ylabel(label, fontsize=8)
     fig.suptitle('asked for (above), read by the held-out ddddocr (below)', fontsize=9)
     fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
@@ -64,16 +66,17 @@ def report(result: dict) -> str:
 
 def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     "Score the base, train by `cfg`, score again; result, pictures and weights go to `out`."
+    if not 2 <= eval_prompts <= 200: raise InputError(f'eval_prompts={eval_prompts} must be from 2 to 200, the held-out numbers there are.')
     out, scorers, policy = Path(out), panel(), load_policy(cfg.model, cfg.height, cfg.width, cfg.max_tokens)
     protocol = Protocol(tuple(prompts('test', eval_prompts)), tuple(seeds), scorers=tuple(scorers))
-    show = list(protocol.prompts[:16])
+    show = list(protocol.prompts[:min(16, eval_prompts)//2*2])
     print(f'Scoring the base model on {len(protocol.prompts)} held-out prompts × {len(seeds)} seeds.', flush=True)
     base, before = evaluate(policy, protocol, scorers), generate(policy, show, seeds[0], protocol.T)
     print(f'Training: {cfg.iterations} iterations; Ctrl-C ends it with what it has.', flush=True)
     log = train(cfg, policy, load_rewards(cfg.rewards), prompts('train'), out)
     print('Scoring the tuned model.', flush=True)
     tuned, after = evaluate(policy, protocol, scorers), generate(policy, show, seeds[0], protocol.T)
-    result = dict(config=asdict(cfg), protocol=protocol.id(), prompts=len(protocol.prompts), seeds=list(seeds), iterations=len(log),
+    result = dict(code=code_version(), config=asdict(cfg), protocol=protocol.id(), prompts=len(protocol.prompts), seeds=list(seeds), iterations=len(log),
                   seconds=round(log[-1]['seconds'], 1) if log else 0., ledger={k: log[-1][k] for k in ('forwards', 'grad_forwards', 'decodes', 'scored', 'equivalents')} if log else {},
                   gains={name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}, curve=[row['reward/ppocr6'] for row in log])
     (out/'result.json').write_text(json.dumps(result, indent=1))

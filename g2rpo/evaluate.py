@@ -47,6 +47,9 @@ def evaluate(policy, protocol: Protocol, scorers: dict, batch: int = 64) -> dict
     "Scores scorer → (P, S) for each prompt and seed of `protocol`."
     missing = set(protocol.scorers) ^ set(scorers)
     if missing: raise InputError(f'protocol and scorers disagree on {sorted(missing)}.')
+    if (policy.height, policy.width) != (protocol.height, protocol.width):
+        raise InputError(f'the policy makes {policy.width}x{policy.height} pixels but the protocol says {protocol.width}x{protocol.height}.')
+    if not protocol.prompts or not protocol.seeds: raise InputError('a protocol needs at least one prompt and one seed.')
     words, out = list(protocol.prompts), {name: [] for name in scorers}
     for seed in protocol.seeds:
         images = generate(policy, words, seed, protocol.T, batch)

@@ -39,7 +39,9 @@ class Method:
 
     def noisy_steps(self, T: int) -> tuple[int, ...]:
         "The indices that take noise on a grid of `T` steps."
-        return check_steps(range(T//2) if self.steps is None else self.steps, T)
+        steps = check_steps(range(T//2) if self.steps is None else self.steps, T)
+        if self.form == 'cps' and T - 1 in steps: raise InputError(f'steps={list(steps)}: the form cps has no noise at the last index, {T - 1}; leave it out.')
+        return steps
 
 # %% ../nbs/07_method.ipynb #cell-06
 METHODS = {row.name: row for row in (

@@ -40,7 +40,7 @@ class FluxPolicy:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer          # what computes; `accelerate` may wrap it
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2): part.requires_grad_(False).eval()
-        self._encoded = {}
+        self._encoded = {}                           # prompt → what the encoders said, the last few hundred, on the CPU
 
     @property
     def device(self): return next(self.pipe.transformer.parameters()).device
@@ -56,13 +56,14 @@ class FluxPolicy:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        "Encode `prompts`; each distinct one is computed once and kept."
+        "Encode `prompts`, float32; each distinct one is computed once while it is in use."
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._encoded:
                 embeds, pooled, _ = self.pipe.encode_prompt(prompt, None, device=self.device, max_sequence_length=self.max_tokens)
-                self._encoded[prompt] = embeds[0], pooled[0]
+                self._encoded[prompt] = embeds[0].float().cpu(), pooled[0].float().cpu()   # the encoders may be stored in half precision
         embeds, pooled = zip(*(self._encoded[p] for p in prompts))
-        return Condition(torch.stack(embeds), torch.stack(pooled))
+        for old in list(self._encoded)[:-512]: del self._encoded[old]
+        return Condition(torch.stack(embeds).to(self.device), torch.stack(pooled).to(self.device))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         "v(x, σ) for latents (B, N, C) float32 at times (B,), one condition row each; (B, N, C) float32."

@@ -10,6 +10,8 @@ __all__ = ['EXTRA', 'INSTALL', 'READERS', 'PACKAGES', 'checked', 'eight_bit', 't
 # %% ../nbs/04_reward.ipynb #cell-02
 import importlib
 import importlib.util
+import os
+import sys
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ from .check import InputError
 # %% ../nbs/04_reward.ipynb #cell-05
 def checked(name: str, reward, images: Tensor, prompts: list[str]) -> Tensor:
     "Rewards (B,) float32 on the CPU from `reward`, refused if they are not one finite number per image."
-    out = torch.as_tensor(reward(images, prompts)).detach().float().cpu()
+    said = reward(images, prompts)
+    try: out = torch.as_tensor(said).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error: raise InputError(f'reward {name!r} returned a {type(said).__name__}; it must return a tensor ({len(images)},).') from error
     if out.shape != (len(images),):
         raise InputError(f'reward {name!r} returned shape {tuple(out.shape)} for {len(images)} images; it must return ({len(images)},).')
     if not out.isfinite().all():
@@ -77,7 +81,13 @@ class PaddleReader:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         "Reward: geometric mean probability per character of the prompt's target, (B,) in [0, 1]."
         probs = torch.from_numpy(self.probabilities(images))
-        return torch.stack([string_probability(p, [self.index[c] for c in t])**(1/len(t)) for p, t in zip(probs, map(target, prompts))])
+        return torch.stack([string_probability(p, self.ids(t))**(1/len(t)) for p, t in zip(probs, map(target, prompts))])
+
+    def ids(self, text: str) -> list[int]:
+        "Indices of the characters of `text`."
+        unknown = [c for c in text if c not in self.index]
+        if unknown: raise InputError(f'the text recogniser has no character {unknown[0]!r} (in {text!r}); leave it out of the prompts.')
+        return [self.index[c] for c in text]
 
 def string_probability(probs: Tensor, ids: list[int]) -> Tensor:
     "CTC probability of the labels `ids` under `probs` (S, V) with blank 0; columns that do not matter are dropped first."
@@ -155,7 +165,8 @@ def load_rewards(names) -> dict:
         elif ':' not in name: raise InputError(f'reward={name!r} is not one of {", ".join(READERS)}, nor module:function.')
         else:
             module, function = name.split(':', 1)
+            if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())  # a file beside which the command is typed
             try: out[name] = getattr(importlib.import_module(module), function)
-            except (ImportError, AttributeError) as error: raise InputError(f'reward={name!r} cannot be loaded: {error}.') from error
+            except (ImportError, AttributeError, ValueError, TypeError) as error: raise InputError(f'reward={name!r} cannot be loaded: {error}.') from error
     if not out: raise InputError('rewards is empty; name at least one, such as ppocr6.')
     return out

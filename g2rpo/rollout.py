@@ -9,7 +9,7 @@ __all__ = ['keyed_noise', 'start_noise', 'directions', 'Ledger', 'velocities', '
 # %% ../nbs/03_rollout.ipynb #cell-02
 import hashlib
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .sampler import kernel, log_prob, ode_step
@@ -117,8 +117,13 @@ def rollout(policy, method, prompts: list[str], T: int, group: int, seed: int = 
     ledger, grid, shape, dev = ledger or Ledger(), policy.grid(T), policy.latent_shape, policy.device
     steps, cond = method.noisy_steps(T), policy.encode(prompts)
     x, v = trunk(policy, start_noise(shape, seed, iteration, prompts, dev), grid, steps[-1], cond, grad_batch, ledger)
-    pairs = [branch(method, grid, k, x[k], v[k], directions(shape, seed, iteration, prompts, k, group, dev)) for k in steps]
-    y, old = (torch.stack(part) for part in zip(*pairs))
+    chunks = [slice(a, a + grad_batch) for a in range(0, len(prompts), grad_batch)]
+    y, old = [], []
+    for k in steps:
+        eps = directions(shape, seed, iteration, prompts, k, group, dev)
+        parts = [branch(method, grid, k, x[k, rows], v[k, rows], eps[rows]) for rows in chunks]
+        y.append(torch.cat([p[0] for p in parts])); old.append(torch.cat([p[1] for p in parts]))
+    y, old = torch.stack(y), torch.stack(old)
     x0 = complete(policy, y, steps, method, grid, cond, batch, ledger)
     return Rollout(prompts, grid, steps, x[list(steps)], y, old, x0)
 

@@ -7,6 +7,7 @@ __all__ = ['PRECISIONS', 'PRESETS', 'Config', 'tiny', 'paper', 'official_script'
            'update', 'load_prompts', 'pick', 'summary', 'preflight', 'train']
 
 # %% ../nbs/08_trainer.ipynb #cell-02
+import hashlib
 import json
 import os
 import random
@@ -47,14 +48,15 @@ class Config:
     max_grad_norm: float = 1.0               # (all scripts)
     lora_rank: int = 0                       # 0 trains every weight as G²RPO does; 32 in Flow-GRPO
     lora_alpha: int = 64                     # Flow-GRPO
-    precision: str = 'bf16'                  # autocast of the transformer (G²RPO); latents and log-probabilities stay float32
+    precision: str = 'bf16'                  # autocast of the transformer, its time input included (G²RPO); latents and log-probabilities stay float32
     batch: int = 64                          # samples in one forward pass
     grad_batch: int = 16                     # prompts in one pass with gradient, and in one of the trunk
 
     def __post_init__(self):
         one_of('precision', self.precision, PRECISIONS)
         at_least('group', self.group, 2, 'an advantage compares the members of a group')
-        for name in ('T', 'prompts_per_iteration', 'iterations', 'batch', 'grad_batch', 'height', 'width'): at_least(name, getattr(self, name), 1)
+        at_least('T', self.T, 2, 'noise takes one step and a completion the others')
+        for name in ('prompts_per_iteration', 'iterations', 'batch', 'grad_batch', 'height', 'width'): at_least(name, getattr(self, name), 1)
         at_least('lora_rank', self.lora_rank, 0); above('lr', self.lr, 0); above('max_grad_norm', self.max_grad_norm, 0)
         self.method.noisy_steps(self.T)
 
@@ -64,7 +66,7 @@ def tiny(**changes) -> Config:
     return replace(Config(), **changes)
 
 def paper(**changes) -> Config:
-    "G²RPO on Flux.1-dev as in the paper's tables (§4.1): 16 GPUs, 300 iterations; bring HPDv2's prompts and a preference reward."
+    "G²RPO on Flux.1-dev as in the paper's tables (§4.1): 16 GPUs, 300 iterations. The values: all 12 B weights need sharding, which this version does not do."
     return replace(Config(preset='paper', model='black-forest-labs/FLUX.1-dev', height=720, width=720, max_tokens=512, prompts='prompts.txt', rewards=(),
         T=16, group=12, prompts_per_iteration=16, iterations=300, seed=42, lr=2e-6, batch=12, grad_batch=1), **changes)
 
@@ -108,13 +110,17 @@ def step_backward(policy, method, roll: Rollout, j: int, advantage: Tensor, cfg:
         accelerator.backward(loss*scale)
         ledger.grad_forwards += len(x); total += loss.item(); ratios.append((new.detach() - roll.old[j, rows]).exp())
     ratio = torch.cat(ratios)
+    cut = (ratio - 1)*advantage[j].to(ratio).sign() > method.clip_range                        # gradient is zero here
     return dict(loss=total, ratio=ratio.mean().item(), ratio_spread=(ratio - 1).abs().max().item(),
-                clipped=((ratio - 1).abs() > method.clip_range).float().mean().item(), exactly_one=bool((ratio == 1).all()))
+                clipped=cut.float().mean().item(), exactly_one=bool((ratio == 1).all()))
 
 def apply(optimizer, params: list, cfg: Config, accelerator) -> float:
-    "Clip, step, and make sure that the parameter with the largest gradient moved; the gradient norm."
+    "Clip, step, and make sure that the parameter with the largest gradient moved; the gradient norm. No step without a gradient."
     norm = float(accelerator.clip_grad_norm_(params, cfg.max_grad_norm))
     if not norm < float('inf'): raise RunStopped(f'the gradient norm is {norm}; lower lr.')
+    if norm == 0:
+        optimizer.zero_grad()
+        return 0.
     used = [p for p in params if p.grad is not None]
     largest = used[int(torch.stack(torch._foreach_norm([p.grad for p in used])).argmax())]
     before = largest.detach().clone()
@@ -131,7 +137,9 @@ def update(policy, optimizer, params: list, roll: Rollout, advantage: Tensor, cf
         if j == 0 and not rows[0]['exactly_one']:
             raise RunStopped(f'the ratio before the first update is off by {rows[0]["ratio_spread"]:.2g}, not 1: rollout and update compute different things.')
         if per_step or j == K - 1: rows[-1]['grad_norm'] = apply(optimizer, params, cfg, accelerator)
-    return {name: [row[name] for row in rows if name in row] for name in ('loss', 'ratio', 'ratio_spread', 'clipped', 'grad_norm')}
+    out = {name: [row[name] for row in rows if name in row] for name in ('loss', 'ratio', 'ratio_spread', 'clipped', 'grad_norm')}
+    if not any(out['grad_norm']): raise RunStopped('no gradient reached a parameter in a whole iteration; check what is trainable.')
+    return out
 
 # %% ../nbs/08_trainer.ipynb #cell-17
 def load_prompts(source: str, rewards=()) -> list[str]:
@@ -141,7 +149,9 @@ def load_prompts(source: str, rewards=()) -> list[str]:
         return prompts('train')
     path = Path(source)
     if not path.is_file(): raise InputError(f'prompts={source!r} is not a file; pass a text file with one prompt a line, or tiny.')
-    lines = list(dict.fromkeys(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()))
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error: raise InputError(f'prompts={source!r} is not UTF-8 text; save it as UTF-8.') from error
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if not lines: raise InputError(f'prompts={source!r} is empty; write one prompt a line.')
     if set(rewards) & set(PACKAGES):
         for line in lines: target(line)
@@ -155,11 +165,12 @@ def pick(prompts: list[str], n: int, seed: int, iteration: int) -> list[str]:
     order = random.Random(f'{seed}-{epoch}').sample(prompts, len(prompts))
     return order[place*n:(place + 1)*n]
 
-def summary(rewards: dict[str, Tensor], advantage: Tensor) -> dict:
-    "What an iteration's rewards looked like."
+def summary(rewards: dict[str, Tensor], advantage: Tensor, accelerator) -> dict:
+    "What an iteration's rewards looked like to this process; whether any group differs is asked of all of them."
     row = {f'reward/{name}': r.mean().item() for name, r in rewards.items()}
     row |= {f'group_std/{name}': r.std(-1).mean().item() for name, r in rewards.items()}
-    row['constant_groups'] = torch.stack([constant(r) for r in rewards.values()]).float().mean().item()
+    same = torch.stack([constant(r) for r in rewards.values()]).float().mean()
+    row['constant_groups'] = accelerator.reduce(same.to(accelerator.device), 'mean').item()
     row['advantage_by_step'] = advantage.abs().mean((1, 2)).tolist()
     if row['constant_groups'] == 1: raise RunStopped('every member of every group got the same reward, so there is nothing to learn from; check the reward, or raise eta or group.')
     return row
@@ -168,6 +179,9 @@ def preflight(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path 
     "Refuse, before anything is written, batch arithmetic, a folder in use and rewards that do not behave; then make the folder."
     if cfg.prompts_per_iteration % world: raise InputError(f'prompts_per_iteration={cfg.prompts_per_iteration} cannot be dealt evenly to {world} processes.')
     if out and (out/'metrics.jsonl').exists(): raise InputError(f'out={str(out)!r} already holds a run; choose another folder.')
+    if (policy.height, policy.width) != (cfg.height, cfg.width):
+        raise InputError(f'the policy makes {policy.width}x{policy.height} pixels but the config says {cfg.width}x{cfg.height}.')
+    if not rewards: raise InputError('rewards is empty; pass at least one.')
     words = pick(prompts, cfg.prompts_per_iteration, cfg.seed, 0)[:2]
     images = policy.decode(start_noise(policy.latent_shape, cfg.seed, 0, words, policy.device))
     for name, reward in rewards.items(): checked(name, reward, images, words)
@@ -183,14 +197,17 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
     AcceleratorState._reset_state()  # a notebook may train again at another precision; processes stay as they are
     accelerator = Accelerator(mixed_precision=cfg.precision, cpu=str(policy.device) == 'cpu')
     rank, world = accelerator.process_index, accelerator.num_processes
+    if accelerator.device.type != policy.device.type:
+        raise InputError(f'the policy is on {policy.device} but this process computes on {accelerator.device}; use one device in a process.')
     out = Path(out) if out else None
     preflight(cfg, policy, rewards, prompts, out, world)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(): torch.manual_seed(cfg.seed); params = trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
     policy.transformer, optimizer = accelerator.prepare(policy.transformer, optimizer)
-    ledger, log, began, stopped = Ledger(), [], time.time(), None
-    if out and accelerator.is_main_process: (out/'config.json').write_text(json.dumps(asdict(cfg), indent=1))
+    ledger, log, began = Ledger(), [], time.time()
+    used = dict(rewards=list(rewards), prompts_sha256=hashlib.sha256('\n'.join(prompts).encode()).hexdigest(), processes=world)
+    if out and accelerator.is_main_process: (out/'config.json').write_text(json.dumps(asdict(cfg) | used, indent=1))
     progress = tqdm(range(cfg.iterations), disable=not accelerator.is_main_process, desc=cfg.method.name)
     with open(out/'metrics.jsonl' if out and accelerator.is_main_process else os.devnull, 'w') as lines:
         try:
@@ -199,15 +216,15 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
                 roll = rollout(policy, cfg.method, words, cfg.T, cfg.group, cfg.seed, iteration, cfg.batch, cfg.grad_batch, ledger)
                 scores = score(policy, roll, rewards, cfg.batch, ledger)
                 advantage = fuse(scores, clip=cfg.method.adv_clip)                            # (K, P, G)
-                row = dict(iteration=iteration) | summary(scores, advantage)
+                row = dict(iteration=iteration) | summary(scores, advantage, accelerator)
                 row |= update(policy, optimizer, params, roll, advantage, cfg, accelerator, ledger)
                 row |= asdict(ledger) | dict(equivalents=ledger.equivalents(), seconds=time.time() - began)
                 log.append(row); lines.write(json.dumps(row) + '\n'); lines.flush()
                 progress.set_postfix({n: f'{scores[n].mean():.3f}' for n in scores})
                 if watch: watch(row)
-        except RunStopped as error: stopped = error
         except KeyboardInterrupt: progress.close(); print(f'Stopped by hand after {len(log)} of {cfg.iterations} iterations.')
-    policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
-    if out and accelerator.is_main_process: save_weights(policy, out/'weights')  # also of a run that stopped itself: no bad step was taken
-    if stopped: raise stopped
+        finally:  # whatever ended the run, what it learned is kept unless it is not finite
+            policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
+            vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
+            if out and log and accelerator.is_main_process and all(p.isfinite().all() for p in params): save_weights(policy, out/'weights')
     return log

@@ -6,7 +6,6 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # before torch: idle threads must not starve busy ones
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
