@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PRESETS', 'Config', 'tiny', 'paper', 'official_script', 'surrogate', 'score', 'step_backward', 'apply',
-           'update', 'load_prompts', 'pick', 'summary', 'preflight', 'train']
+           'update', 'load_prompts', 'pick', 'summary', 'preflight', 'prepare', 'finish', 'iterate', 'train']
 
 # %% ../nbs/08_trainer.ipynb #cell-02
 import hashlib
@@ -188,43 +188,57 @@ def preflight(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path 
     try: out and out.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise InputError(f'out={str(out)!r} cannot be made: {error.strerror}.') from error
 
-def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watch=None) -> list[dict]:
-    "Train `policy` on `rewards`; metrics per iteration, also as JSON lines in `out`, where the weights go at the end. Ctrl-C ends it early with both."
+def prepare(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path | None):
+    "Accelerator, trainable parameters and optimiser; `policy.transformer` becomes the accelerated one."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from tqdm.auto import tqdm
     warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')  # rms_norm under autocast on a CPU
     AcceleratorState._reset_state()  # a notebook may train again at another precision; processes stay as they are
-    accelerator = Accelerator(mixed_precision=cfg.precision, cpu=str(policy.device) == 'cpu')
-    rank, world = accelerator.process_index, accelerator.num_processes
+    accelerator = Accelerator(mixed_precision=cfg.precision, cpu=policy.device.type == 'cpu')
     if accelerator.device.type != policy.device.type:
         raise InputError(f'the policy is on {policy.device} but this process computes on {accelerator.device}; use one device in a process.')
-    out = Path(out) if out else None
-    preflight(cfg, policy, rewards, prompts, out, world)
+    preflight(cfg, policy, rewards, prompts, out, accelerator.num_processes)
     accelerator.wait_for_everyone()
     with torch.random.fork_rng(): torch.manual_seed(cfg.seed); params = trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
     policy.transformer, optimizer = accelerator.prepare(policy.transformer, optimizer)
+    if out and accelerator.is_main_process:
+        used = dict(rewards=list(rewards), prompts_sha256=hashlib.sha256('\n'.join(prompts).encode()).hexdigest(), processes=accelerator.num_processes)
+        (out/'config.json').write_text(json.dumps(asdict(cfg) | used, indent=1))
+    return accelerator, params, optimizer
+
+def finish(policy, params: list, accelerator, out: Path | None) -> None:
+    "Take the policy back from accelerate and keep what it learned, unless that is not finite."
+    policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
+    vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
+    if out and accelerator.is_main_process and all(p.isfinite().all() for p in params): save_weights(policy, out/'weights')
+
+def iterate(cfg: Config, policy, optimizer, params: list, rewards: dict, words: list[str], iteration: int, accelerator, ledger: Ledger) -> dict:
+    "The algorithm: roll out, score, credit, update. Metrics of one iteration on this process's prompts `words`."
+    roll = rollout(policy, cfg.method, words, cfg.T, cfg.group, cfg.seed, iteration, cfg.batch, cfg.grad_batch, ledger)
+    scores = score(policy, roll, rewards, cfg.batch, ledger)                                  # scorer → (Λ, K, P, G)
+    advantage = fuse(scores, clip=cfg.method.adv_clip)                                        # (K, P, G)
+    row = dict(iteration=iteration) | summary(scores, advantage, accelerator)
+    row |= update(policy, optimizer, params, roll, advantage, cfg, accelerator, ledger)
+    return row | asdict(ledger) | dict(equivalents=ledger.equivalents())
+
+def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watch=None) -> list[dict]:
+    "Train `policy` on `rewards`; metrics per iteration, also as JSON lines in `out`, where the weights go at the end. Ctrl-C ends it early with both."
+    from tqdm.auto import tqdm
+    out = Path(out) if out else None
+    accelerator, params, optimizer = prepare(cfg, policy, rewards, prompts, out)
+    rank, world, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
     ledger, log, began = Ledger(), [], time.time()
-    used = dict(rewards=list(rewards), prompts_sha256=hashlib.sha256('\n'.join(prompts).encode()).hexdigest(), processes=world)
-    if out and accelerator.is_main_process: (out/'config.json').write_text(json.dumps(asdict(cfg) | used, indent=1))
-    progress = tqdm(range(cfg.iterations), disable=not accelerator.is_main_process, desc=cfg.method.name)
-    with open(out/'metrics.jsonl' if out and accelerator.is_main_process else os.devnull, 'w') as lines:
+    progress = tqdm(range(cfg.iterations), disable=not main, desc=cfg.method.name)
+    with open(out/'metrics.jsonl' if out and main else os.devnull, 'w') as lines:
         try:
             for iteration in progress:
                 words = pick(prompts, cfg.prompts_per_iteration, cfg.seed, iteration)[rank::world]
-                roll = rollout(policy, cfg.method, words, cfg.T, cfg.group, cfg.seed, iteration, cfg.batch, cfg.grad_batch, ledger)
-                scores = score(policy, roll, rewards, cfg.batch, ledger)
-                advantage = fuse(scores, clip=cfg.method.adv_clip)                            # (K, P, G)
-                row = dict(iteration=iteration) | summary(scores, advantage, accelerator)
-                row |= update(policy, optimizer, params, roll, advantage, cfg, accelerator, ledger)
-                row |= asdict(ledger) | dict(equivalents=ledger.equivalents(), seconds=time.time() - began)
-                log.append(row); lines.write(json.dumps(row) + '\n'); lines.flush()
-                progress.set_postfix({n: f'{scores[n].mean():.3f}' for n in scores})
-                if watch: watch(row)
+                row = iterate(cfg, policy, optimizer, params, rewards, words, iteration, accelerator, ledger)
+                log.append(row | dict(seconds=time.time() - began))
+                lines.write(json.dumps(log[-1]) + '\n'); lines.flush()
+                progress.set_postfix({name: f'{row[f"reward/{name}"]:.3f}' for name in rewards})
+                if watch: watch(log[-1])
         except KeyboardInterrupt: progress.close(); print(f'Stopped by hand after {len(log)} of {cfg.iterations} iterations.')
-        finally:  # whatever ended the run, what it learned is kept unless it is not finite
-            policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
-            vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
-            if out and log and accelerator.is_main_process and all(p.isfinite().all() for p in params): save_weights(policy, out/'weights')
+        finally: finish(policy, params, accelerator, out if log else None)
     return log
