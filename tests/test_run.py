@@ -155,11 +155,13 @@ def test_ctrl_c_keeps_what_it_has(tmp_path):
     out = tmp_path/'run'
     (tmp_path/'bright.py').write_text('def reward(images, prompts): return images.mean((1, 2, 3))')
     run = subprocess.Popen([sys.executable, '-m', 'g2rpo.cli', 'train', '--out', str(out), '--rewards', 'bright:reward', '--T', '4', '--prompts-per-iteration', '2',
-                            '--iterations', '10000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tmp_path)})
+                            '--iterations', '10000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tmp_path)},
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background inherits it ignored
     end = time.time() + 120
     while time.time() < end and run.poll() is None and not ((out/'metrics.jsonl').exists() and (out/'metrics.jsonl').read_text().count('\n') >= 2): time.sleep(.2)
     run.send_signal(signal.SIGINT)
-    said, errors = run.communicate(timeout=60)
+    try: said, errors = run.communicate(timeout=60)
+    finally: run.kill()
     assert run.returncode == 0, errors
     assert 'Stopped by hand after' in said and 'Traceback' not in errors
     assert len((out/'metrics.jsonl').read_text().splitlines()) >= 2 and any((out/'weights').iterdir())
