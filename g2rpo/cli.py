@@ -23,6 +23,7 @@ def names(text: str) -> tuple[str, ...]:
 
 CONFIG_FLAGS = {  # field of Config: (type, help)
     'model': (str, 'tiny, a diffusers pipeline folder, or a hub name'), 'height': (int, 'pixels'), 'width': (int, 'pixels'),
+    'max_tokens': (int, 'longest prompt, in T5 tokens'),
     'prompts': (str, 'tiny, or a text file with one prompt a line'), 'rewards': (names, 'ppocr6, ppocr4, ddddocr, colour or module:function; several with commas'),
     'T': (int, 'steps of the time grid'), 'group': (int, 'directions per prompt and step, G'),
     'prompts_per_iteration': (int, 'over all processes'), 'iterations': (int, 'rollouts and updates'), 'seed': (int, 'keys all randomness'),

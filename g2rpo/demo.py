@@ -13,7 +13,7 @@ from torch import Tensor
 from .check import InputError
 from .evaluate import Gain, Protocol, code_version, evaluate, generate, paired_gain
 from .policy import load_policy
-from .reward import colour_agreement, edge_density, exact, installed_readers, load_rewards, saturation, target
+from .reward import PACKAGES, colour_agreement, edge_density, exact, installed_readers, load_rewards, saturation, target
 from .tiny import prompts
 from .trainer import Config, train
 
@@ -27,16 +27,16 @@ def panel() -> dict:
     return scorers | dict(colour=colour_agreement, saturation=saturation, edges=edge_density)
 
 # %% ../nbs/21_demo.ipynb #cell-07
-def draw_curve(log: list[dict], path) -> None:
-    "The trained reward against iterations and against forward evaluations, raw and smoothed."
+def draw_curve(log: list[dict], name: str, path) -> None:
+    "The trained reward `name` against iterations and against forward evaluations, raw and smoothed."
     import matplotlib.pyplot as plt
-    reward = [row['reward/ppocr6'] for row in log]
+    reward = [row[f'reward/{name}'] for row in log]
     smooth = [sum(part)/len(part) for part in (reward[max(0, i - 4):i + 1] for i in range(len(reward)))]
     fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True)
     for ax, x, label in zip(axes, (range(1, len(log) + 1), [row['equivalents'] for row in log]), ('iteration', 'forward evaluations (gradient pass = 3)')):
         ax.plot(x, reward, 'o', ms=3, color='.6', label='mean of the branches'); ax.plot(x, smooth, color='k', label='mean of five iterations')
         ax.set(xlabel=label)
-    axes[0].set_ylabel('trained reward (PP-OCRv6)'); axes[0].legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel(f'trained reward ({name})'); axes[0].legend(frameon=False, fontsize=8)
     fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
 
 def draw_grid(words: list[str], before: Tensor, after: Tensor, read_before: list[str], read_after: list[str], path) -> None:
@@ -60,7 +60,7 @@ def report(result: dict) -> str:
     "The gains as a table."
     lines = [f'{"":14}{"base → tuned":17}gain, 95 % interval over prompts']
     for name, g in result['gains'].items():
-        role = 'trained' if name.startswith('ppocr6') else 'held out' if name.startswith(('ddddocr', 'ppocr4')) else ''
+        role = 'trained' if name.startswith(tuple(result['config']['rewards'])) else 'held out' if name.startswith(tuple(PACKAGES)) else ''
         lines.append(f'{name:14}{Gain(**g)}  {role}')
     return '\n'.join(lines)
 
@@ -78,9 +78,9 @@ def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     tuned, after = evaluate(policy, protocol, scorers), generate(policy, show, seeds[0], protocol.T)
     result = dict(code=code_version(), config=asdict(cfg), protocol=protocol.id(), prompts=len(protocol.prompts), seeds=list(seeds), iterations=len(log),
                   seconds=round(log[-1]['seconds'], 1) if log else 0., ledger={k: log[-1][k] for k in ('forwards', 'grad_forwards', 'decodes', 'scored', 'equivalents')} if log else {},
-                  gains={name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}, curve=[row['reward/ppocr6'] for row in log])
+                  gains={name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}, curve=[row[f'reward/{cfg.rewards[0]}'] for row in log])
     (out/'result.json').write_text(json.dumps(result, indent=1))
-    if log: draw_curve(log, out/'curve.png')
+    if log: draw_curve(log, cfg.rewards[0], out/'curve.png')
     reader = scorers['ddddocr']
     draw_grid(show, before, after, reader.read(before), reader.read(after), out/'before_after.png')
     print(report(result)); print(f'Pictures, metrics and weights are in {out}')
