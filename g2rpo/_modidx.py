@@ -26,6 +26,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'g2rpo.demo': { 'g2rpo.demo.draw_curve': ('demo.html#draw_curve', 'g2rpo/demo.py'),
                             'g2rpo.demo.draw_grid': ('demo.html#draw_grid', 'g2rpo/demo.py'),
                             'g2rpo.demo.panel': ('demo.html#panel', 'g2rpo/demo.py'),
+                            'g2rpo.demo.record': ('demo.html#record', 'g2rpo/demo.py'),
                             'g2rpo.demo.report': ('demo.html#report', 'g2rpo/demo.py'),
                             'g2rpo.demo.run_demo': ('demo.html#run_demo', 'g2rpo/demo.py')},
             'g2rpo.evaluate': { 'g2rpo.evaluate.Gain': ('evaluate.html#gain', 'g2rpo/evaluate.py'),
