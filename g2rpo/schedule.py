@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACEMENTS', 'FORMS', 'shifted', 'shift_grid', 'dynamic_mu', 'dynamic_grid', 'sd3_grid', 'completion_nodes',
-           'check_granularities', 'check_steps', 'noise_levels']
+           'check_granularities', 'check_steps', 'noise_levels', 'even_nodes', 'compressed', 'noise_weights']
 
 # %% ../nbs/00_schedule.ipynb #cell-02
 import math
@@ -68,3 +68,25 @@ def noise_levels(grid: Tensor, eta: float, form: str = 'flow') -> Tensor:
     if one_of('form', form, FORMS) != 'flow': return torch.full_like(grid[:-1], eta)
     denominator = 1 - torch.where(grid[:-1] == 1, grid[1], grid[:-1])
     return eta*(grid[:-1]/denominator).sqrt()
+
+# %% ../nbs/00_schedule.ipynb #cell-22
+def even_nodes(T: int, i: int, n: int | None = None) -> list[int]:
+    "Nodes from `i` to `T`, both ends included, with `n` evaluations; None, or more than remain: every node (DenseGRPO §4.1)."
+    left = T - i
+    n = left if n is None else min(n, left)
+    return [i + (2*j*left + n)//(2*n) for j in range(n + 1)] if n else [T]
+
+# %% ../nbs/00_schedule.ipynb #cell-26
+def compressed(grid: Tensor, last: int, share: float) -> Tensor:
+    "Times from the node after index `last` to 0 that keep a `share` of the steps, float64 (MixGRPO-Flash)."
+    T = len(grid) - 1
+    if last + 1 == T: return grid[T:]
+    n, t = max(int((T - last)*share), 2), 1 - (last + 1)/T
+    sigma = grid[last + 1]
+    shift = (sigma/(1 - sigma)*(1 - t)/t).item()                        # of this grid, at this node
+    return shifted(torch.linspace(t, 0, n, dtype=torch.float64), shift)
+
+# %% ../nbs/00_schedule.ipynb #cell-30
+def noise_weights(std: Tensor) -> Tensor:
+    "Loss weight of each step from its noise, with mean 1 (TempFlow-GRPO)."
+    return std/std.mean()

@@ -38,6 +38,59 @@ def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update
     assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text()) == row
     assert (tmp_path/'run'/'weights').is_dir()
 
+@pytest.mark.parametrize('name', METHODS)
+def test_every_row_trains_from_a_ratio_of_one(policy, name):
+    "Batches of three split members, steps and prompts unevenly; the trainer stops by itself if any ratio of the first optimiser step is off by a bit."
+    row = METHODS[name]
+    method = replace(row, window=row.window and replace(row.window, size=3 if not row.window.half else 2), starts=min(row.starts, 2))
+    log = train(tiny(iterations=2, T=6, group=4, prompts_per_iteration=2, method=method, grad_batch=3), policy, dict(r=left_of_right), words())
+    for got in log:
+        assert len(got['grad_norm']) == (len(got['steps']) if method.update == 'per_step' else method.updates) and all(norm > 0 for norm in got['grad_norm'])
+        assert ('kl' in got) == bool(method.kl)
+    if method.kl: assert log[0]['kl'][0] < log[1]['kl'][0]
+
+def test_guidance_trains_and_costs_twice():
+    from g2rpo.policy import load_policy
+    logs = [train(tiny(**SMALL | dict(cfg=scale)), load_policy('tiny', 24, 48, 16, cfg=scale), dict(r=left_of_right), words()) for scale in (1., 2.)]
+    assert logs[1][0]['forwards'] == 2*logs[0][0]['forwards'] and logs[1][0]['grad_forwards'] == 2*logs[0][0]['grad_forwards']
+    with pytest.raises(InputError, match='cfg=2.0'): train(tiny(**SMALL | dict(cfg=2.)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words())
+
+def test_kl_holds_the_policy_back():
+    from g2rpo.policy import load_policy
+    far = []
+    for beta, rank in ((0., 0), (100., 0), (0., 4), (100., 4)):
+        policy = load_policy('tiny', 24, 48, 16)
+        method = replace(SMALL['method'], kl='exact', beta=max(beta, 1e-12))
+        log = train(tiny(**SMALL | dict(iterations=4, method=method, lora_rank=rank, lr=1e-3)), policy, dict(r=left_of_right), words())
+        assert log[0]['kl'][0] == pytest.approx(0, abs=1e-8)
+        far.append(sum(log[-1]['kl']))
+    assert far[1] < far[0]/2 and far[3] < far[2]/2
+
+def test_ema_is_kept(policy, tmp_path):
+    "The weights that are kept lie between the base and the last ones; the decay follows Flow-GRPO's steps."
+    from diffusers import FluxTransformer2DModel
+    base = {n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()}
+    last = {}
+    def watch(row): last.update({n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()})
+    train(tiny(**SMALL | dict(iterations=4, method=replace(SMALL['method'], ema=.9))), policy, dict(r=left_of_right), words(), tmp_path/'run', watch)   # 8 optimiser steps
+    kept = dict(FluxTransformer2DModel.from_pretrained(tmp_path/'run'/'weights').named_parameters())
+    for name in list(base)[:6]: torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))   # one update, at step 7: decay 8/17
+
+def test_masked_groups_leave_the_mean(policy):
+    "With one of two groups constant, the masked gradient is twice the unmasked one."
+    from accelerate import Accelerator
+    from g2rpo.rollout import Ledger, rollout
+    from g2rpo.trainer import Tuning, update
+    norms = []
+    for mask in (False, True):
+        cfg, params = tiny(**SMALL | dict(max_grad_norm=1e9, method=replace(SMALL['method'], update='accumulate', mask_constant=mask))), list(policy.pipe.transformer.requires_grad_(True).parameters())
+        tuning = Tuning(cfg, params, torch.optim.SGD(params, lr=1e-20), Accelerator(cpu=True))
+        roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
+        advantage = torch.zeros(2, 2, 3); advantage[:, 0] = torch.tensor([1., -2., 1.])
+        with pytest.raises(RunStopped) as stop: update(policy, tuning, roll, advantage, Ledger())
+        norms.append(float(str(stop.value).split('gradient norm ')[1].split(')')[0]))
+    assert norms[1] == pytest.approx(2*norms[0], rel=1e-2)
+
 def test_engine_equals_naive_loop_on_the_pipeline(policy):
     from g2rpo.rollout import naive_rollout, rollout
     method, two = METHODS['g2rpo'], words(2)
@@ -53,7 +106,7 @@ def test_scores_belong_to_their_prompt_and_direction():
     who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
     class Plain:
         def decode(self, x): return x[:, None].expand(-1, 3, -1, -1)
-    roll = Rollout(list('abcd'), None, (0, 1, 2), None, None, None, {1: who[0], 3: who[1]})
+    roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [])
     table = score(Plain(), roll, dict(r=lambda images, prompts: images[:, 0, 0, 0]*10 + torch.tensor(['abcd'.index(p) for p in prompts])), 7, Ledger())['r']
     assert torch.equal(table, who[..., 0, 0]*10 + torch.arange(P)[:, None])
 
@@ -61,15 +114,15 @@ def test_silent_step_is_skipped_and_a_silent_iteration_stops(policy):
     "Groups that are constant at one step only: no optimiser step there, and no false alarm."
     from accelerate import Accelerator
     from g2rpo.rollout import Ledger, rollout
-    from g2rpo.trainer import update
+    from g2rpo.trainer import Tuning, update
     cfg, params = tiny(**SMALL), list(policy.pipe.transformer.requires_grad_(True).parameters())
-    opt = torch.optim.AdamW(params, lr=1e-4)
+    tuning = Tuning(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
     advantage = torch.zeros(2, 2, 3); advantage[1, 0] = torch.tensor([1., -1., 0.])
-    norms = update(policy, opt, params, roll, advantage, cfg, Accelerator(cpu=True), Ledger())['grad_norm']
+    norms = update(policy, tuning, roll, advantage, Ledger())['grad_norm']
     assert norms[0] == 0. and norms[1] > 0.
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
-    with pytest.raises(RunStopped, match='no gradient'): update(policy, opt, params, roll, torch.zeros(2, 2, 3), cfg, Accelerator(cpu=True), Ledger())
+    with pytest.raises(RunStopped, match='no gradient'): update(policy, tuning, roll, torch.zeros(2, 2, 3), Ledger())
 
 @pytest.mark.parametrize('n', [2, 3, 15])
 def test_demo_draws_any_number_of_prompts(n, tmp_path):
@@ -118,7 +171,9 @@ def test_non_finite_weights_stop(policy):
 BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
        '--granularities x', '--steps 0,10', '--steps 3,3', '--group 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
        '--rewards nonsense', '--rewards tests_no_such:f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
-       '--height 25', '--preset paper --prompts {good}', '--device tpu', '--prompts-per-iteration 5000', '--method dpo', '--prompts {latin}', '--T 1', '--form cps --eta 0.5 --steps 9', '--rewards :f', '--rewards {module}:nothing', '--precision int4', '--unknown 1']
+       '--height 25', '--preset paper --prompts {good}', '--device tpu', '--prompts-per-iteration 5000', '--method dpo', '--prompts {latin}', '--T 1', '--form cps --eta 0.5 --steps 9', '--rewards :f', '--rewards {module}:nothing', '--precision int4', '--unknown 1',
+       '--method dance_grpo --granularities 1,2', '--method mix_grpo --T 5', '--method dense_grpo --psi /nowhere.json', '--method dense_grpo --psi {good}', '--method g2rpo --completion 2',
+       '--method tempflow_grpo --group 6', '--starts 0', '--cfg 0.5', '--method dense_grpo --steps 3']
 
 @pytest.mark.parametrize('flags', BAD)
 def test_bad_input_is_one_line_and_exit_2(flags, tmp_path, capsys, monkeypatch):

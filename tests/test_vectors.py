@@ -1,11 +1,15 @@
 "Formulas against float64 reference values, in double and in single precision."
+from dataclasses import replace
+
 import pytest
 import torch
 from g2rpo import sampler, schedule
-from g2rpo.advantage import fuse
-from g2rpo.method import METHODS, Method
+from g2rpo.advantage import advantages, fuse, group_advantage
+from g2rpo.loss import step_kl, surrogate
+from g2rpo.method import METHODS, Method, Window
+from g2rpo.policy import Condition
 from g2rpo.rollout import Ledger, naive_rollout, rollout
-from g2rpo.trainer import surrogate
+from g2rpo.step_reward import CREDITS, balanced
 
 TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-6)]
 
@@ -99,22 +103,83 @@ def test_surrogate(vectors):
     close(loss.item(), want['loss'], 1e-10)
     assert (new.grad != 0).tolist() == want['grad_flows']
 
+def test_dense_gains_and_both_normalisations(vectors):
+    rewards = f64(vectors['dense/R_T_to_R_0']).T[None, :, None]                          # (Λ, V, P, G)
+    gains = CREDITS['gain'](rewards, 3)
+    close(gains[0, :, 0].T, vectors['dense/deltaR'], 1e-10)
+    close(gains.sum(1), rewards[:, -1] - rewards[:, 0], 1e-12)
+    close(group_advantage(gains[0, :, 0], 1e-4, ddof=0).T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
+    row = replace(METHODS['dense_grpo'], last_noisy=False)
+    close(advantages(row, row.plan(schedule.sd3_grid(4)), {'r': rewards})[:, 0].T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
+    close(CREDITS['value'](rewards, 3)[0, :, 0].T, f64(vectors['dense/R_T_to_R_0'])[:, 1:], 1e-12)
+
+def test_both_kls(vectors):
+    x, v, _, v_new = inputs(vectors, torch.float64)
+    grid = schedule.sd3_grid(10)
+    levels, dt = schedule.noise_levels(grid, .7), float(grid[3] - grid[4])
+    (mean, std), (new, _) = (sampler.kernel('flow', x, u, grid[3], grid[4], levels[3]) for u in (v, v_new))
+    close(step_kl(new, mean, std, dt, 'exact'), vectors['kl/sd3_i3']['paper_with_dt'], 1e-10)
+    close(step_kl(new, mean, std, dt, 'flow_grpo'), vectors['kl/sd3_i3']['code_without_dt'], 1e-10)
+
+def test_tempflow_weights(vectors):
+    "Ours have mean 1 exactly; the scripts' constant 2.25 is 0.1 % off that."
+    std = f64(vectors['tempflow/sd3_std_T10_eta0.7'])[:9]
+    close(schedule.noise_weights(std)*std.mean()*2.25, vectors['tempflow/sd3_weight_2.25std'], 1e-10)
+    assert 1/std.mean() == pytest.approx(2.25, rel=2e-3)
+    plan = METHODS['tempflow_grpo'].plan(schedule.sd3_grid(10))
+    close(torch.stack([plan.std(k) for k in plan.trained]), std, 1e-10)
+
+def test_calibration_rule(vectors):
+    "How often the paper's count raises a step with fair signs, by enumeration of all draws."
+    from math import comb
+    for n, want in vectors['dense/alg1_P(|pos-neg|<2)_fair_signs'].items():
+        n = int(n)
+        gains = torch.tensor([[1.]*k + [-1.]*(n - k) for k in range(n + 1)])
+        raised = balanced(gains, 'count')
+        close(sum(comb(n, k) for k in range(n + 1) if raised[k])/2**n, want, 1e-10)
+
+class Still:
+    "A policy that moves nothing and counts nothing but what the ledger counts."
+    latent_shape, device, passes = (1, 1), 'cpu', 1
+    def grid(self, T): return schedule.shift_grid(T)
+    def encode(self, prompts): return Condition(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))
+    def velocity(self, x, sigma, cond): return x
+
+def spent(run, method, T, group):
+    "(forwards, images, states with gradient) of one prompt."
+    ledger = Ledger()
+    roll = run(Still(), method, ['p'], T, group, ledger=ledger)
+    return ledger.forwards, sum(x.shape[:3].numel() for x in roll.x0.values()), sum(len(rows) for step in roll.updates for _, rows in step)
+
 @pytest.mark.parametrize('lams', [(1,), (1, 2), (1, 2, 3)])
-def test_forward_counts(vectors, lams):
-    want = vectors['nfe'][str(lams)]
-    class Still:
-        latent_shape, device = (1, 1), 'cpu'
-        def grid(self, T): return schedule.shift_grid(T)
-        def encode(self, prompts):
-            from g2rpo.policy import Condition
-            return Condition(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))
-        def velocity(self, x, sigma, cond): return x
-    for run, count in ((naive_rollout, want['code']), (rollout, want['trunc_anchor'])):
-        ledger = Ledger()
-        result = run(Still(), Method('m', granularities=lams), ['p'], 16, 12, ledger=ledger)
-        assert ledger.forwards == count
-        assert sum(x.shape[:3].numel() for x in result.x0.values()) == want['decodes']
+def test_g2rpo_forward_counts(vectors, lams):
+    want, method = vectors['nfe'][str(lams)], Method('m', granularities=lams)
+    assert spent(naive_rollout, method, 16, 12)[:2] == (want['code'], want['decodes'])
+    assert spent(rollout, method, 16, 12) == (want['trunc_anchor'], want['decodes'], want['grad_forwards_batch1'])
+
+def test_forward_counts_of_the_other_rows(vectors):
+    nfe, dense = vectors['nfe'], METHODS['dense_grpo']
+    for run in (naive_rollout, rollout):
+        assert spent(run, METHODS['dance_grpo'], 16, 12)[0] == nfe['DanceGRPO T16 f0.6']['rollout']
+        assert spent(run, METHODS['mix_grpo'], 25, 12)[0] == nfe['MixGRPO T25 w4']['rollout']
+    assert spent(rollout, METHODS['dance_grpo'], 16, 12)[2] == nfe['DanceGRPO T16 f0.6']['grad']
+    assert spent(rollout, METHODS['mix_grpo'], 25, 12)[2] == nfe['MixGRPO T25 w4']['grad']
+    assert spent(naive_rollout, dense, 10, 24)[0] == nfe['DenseGRPO T10 n=t']['naive_rollout']
+    for n, key in ((None, 't'), (1, '1'), (2, '2')):
+        want = nfe[f'DenseGRPO T10 n={key}']
+        assert spent(rollout, replace(dense, completion=n), 10, 24) == (want['shared_first_eval'], want['rewards'], 216)
+    turning = nfe['TP-GRPO T10 window 9']
+    assert spent(naive_rollout, METHODS['tp_grpo'], 10, 24)[0] == 24*(turning['per_traj'] + turning['baseline_ode'])
+    # the published count walks four trunks to their end, of which only nine steps are needed, and takes a gradient pass for each of 24 branches, where the six of a start share one
+    want = nfe['TempFlow T10 K6 S4 (steps 0..8 branched)']
+    assert spent(rollout, METHODS['tempflow_grpo'], 10, 24) == (want['rollout'] - 4, 216, want['grad']//6)
 
 def test_rows_are_the_papers():
     assert METHODS['g2rpo'].granularities == (1, 2, 3) and METHODS['g2rpo'].noisy_steps(16) == tuple(range(8))
     assert METHODS['g2rpo_no_mgai'].granularities == (1,)
+    assert {name: row.noisy_steps(10) for name, row in METHODS.items() if row.explore == 'chain' and not row.window} == dict.fromkeys(
+        ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo'), tuple(range(9)))
+    assert METHODS['flow_grpo'].plan(schedule.sd3_grid(10)).noisy == tuple(range(10))
+    mix = METHODS['mix_grpo']
+    assert mix.noisy_steps(25, 0, 0) == (0, 1, 2, 3) and mix.noisy_steps(25, 0, 299) == (11, 12, 13, 14)
+    assert {replace(mix, window=Window(4, 'random')).noisy_steps(25, 0, i)[0] for i in range(500)} == set(range(20))
