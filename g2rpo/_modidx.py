@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'g2rpo.schedule.dynamic_grid': ('schedule.html#dynamic_grid', 'g2rpo/schedule.py'),
                                 'g2rpo.schedule.dynamic_mu': ('schedule.html#dynamic_mu', 'g2rpo/schedule.py'),
                                 'g2rpo.schedule.even_nodes': ('schedule.html#even_nodes', 'g2rpo/schedule.py'),
+                                'g2rpo.schedule.merged_span': ('schedule.html#merged_span', 'g2rpo/schedule.py'),
                                 'g2rpo.schedule.noise_levels': ('schedule.html#noise_levels', 'g2rpo/schedule.py'),
                                 'g2rpo.schedule.noise_weights': ('schedule.html#noise_weights', 'g2rpo/schedule.py'),
                                 'g2rpo.schedule.sd3_grid': ('schedule.html#sd3_grid', 'g2rpo/schedule.py'),

@@ -12,7 +12,8 @@ import random
 from dataclasses import dataclass, replace
 from torch import Tensor
 from .check import InputError, above, at_least, one_of
-from .schedule import FORMS, PLACEMENTS, check_granularities, check_steps, completion_nodes, compressed, even_nodes, noise_levels
+from .schedule import (ENTROPY_STD, FORMS, PLACEMENTS, check_granularities, check_steps, completion_nodes, compressed, even_nodes,
+    merged_span, noise_levels)
 from .step_reward import CREDITS, DENSE, Psi
 
 # %% ../nbs/07_method.ipynb #cell-05
@@ -62,6 +63,7 @@ class Method:
     form: str = 'flow'                      # form of the noise, one of FORMS
     eta: float = .7                         # noise multiplier (Flow-GRPO, G²RPO scripts)
     psi: Psi | None = None                  # calibrated levels in place of eta (DenseGRPO §4.2)
+    merge_min_std: float = 0.0              # single only: a step with less noise spans several grid steps until it has this much (E-GRPO)
     # complete
     granularities: tuple[int, ...] = (1,)   # single only: strides of the completions, Λ (G²RPO §3.3)
     placement: str = 'official'             # where the nodes of a stride lie, one of PLACEMENTS
@@ -92,7 +94,7 @@ class Method:
         for field, choices in dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit=CREDITS, normalise=NORMALISE, update=UPDATES, kl=(None, *KLS)).items():
             one_of(field, getattr(self, field), choices)
         for field in ('eta', 'adv_clip', 'clip_range', 'fraction'): above(field, getattr(self, field), 0)
-        for field, low in dict(starts=0, updates=1, ddof=0, beta=0, ema=0, eps=0).items(): at_least(field, getattr(self, field), low)
+        for field, low in dict(starts=0, updates=1, ddof=0, beta=0, ema=0, eps=0, merge_min_std=0).items(): at_least(field, getattr(self, field), low)
         for a, b, why in contradictions(self): raise InputError(f'{a}={show(self, a)} and {b}={show(self, b)} contradict each other: {why}.')
 
     def noisy_steps(self, T: int, seed: int = 0, iteration: int = 0) -> tuple[int, ...]:
@@ -120,7 +122,7 @@ class Method:
         trained = self.noisy_steps(T, seed, iteration)
         noisy = trained + ((T - 1,) if self.last_noisy else ())
         levels = self.psi.levels(grid) if self.psi else noise_levels(grid, self.eta, self.form)
-        after = {k: k + 1 for k in noisy}
+        after = {k: k + merged_span(grid, levels, k, self.merge_min_std) for k in noisy}
         finish = None if self.compress is None else compressed(grid, noisy[-1], self.compress)
         return Plan(grid, levels, noisy, trained, after, self.pictures(T, noisy, after), finish)
 
@@ -170,6 +172,8 @@ def contradictions(m: Method) -> list[tuple[str, str, str]]:
         (m.last_noisy and not chain, 'last_noisy', 'explore', 'a branch from the last step has nothing to complete'),
         (m.last_noisy and m.form == 'cps', 'last_noisy', 'form', 'cps has no noise at the last step'),
         (not chain and m.starts == 0, 'starts', 'explore', 'branches are compared with those of the same start'),
+        (m.merge_min_std > 0 and chain, 'merge_min_std', 'explore', 'a chain already takes its noise at every step'),
+        (m.merge_min_std > 0 and m.form != 'flow', 'merge_min_std', 'form', 'the threshold is on the noise of the form flow'),
         (chain and m.normalise == 'start', 'normalise', 'explore', 'only branches share a start that makes them comparable'),
         (not chain and m.fraction != 1, 'fraction', 'explore', 'branches share the states they train on'),
         (m.fraction > 1, 'fraction', 'explore', 'a share is at most 1'),
@@ -199,6 +203,7 @@ METHODS = {row.name: row for row in (
     Method('tempflow_grpo', steps='all', starts=4, normalise='start', ddof=0, eps=1e-4, noise_weighted=True, update='accumulate', updates=2, kl='exact', beta=.004, ema=.9),
     Method('g2rpo', granularities=(1, 2, 3)),
     Method('g2rpo_no_mgai'),
+    Method('e_grpo', merge_min_std=ENTROPY_STD),
     dense_grpo,
     replace(dense_grpo, name='dense_value', credit='value'),
     replace(dense_grpo, name='stepwise_grpo', completion=1),
