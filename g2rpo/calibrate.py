@@ -38,6 +38,7 @@ class Calibration:
         one_of('criterion', self.criterion, CRITERIA); one_of('kind', self.kind, PSI_KINDS); above('eps2', self.eps2, 0)
         for name in ('T', 'trajectories', 'rounds'): at_least(name, getattr(self, name), 2)
         if not isinstance(self.start, tuple): object.__setattr__(self, 'start', (self.start,)*self.T)
+        for start in self.start: above('start', start, 0)
         if len(self.start) != self.T: raise InputError(f'start has {len(self.start)} values and T={self.T}; give one for all steps or one for each.')
 
 def step_gains(policy, method: Method, reward, prompts: list[str], T: int, seed: int, iteration: int, batch: int, ledger: Ledger) -> Tensor:
@@ -72,8 +73,8 @@ def calibrate(policy, reward, prompts: list[str], cal: Calibration, batch: int =
 def save(result: dict, path) -> None:
     "The artefact as JSON, and its picture beside it."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result))
+    try: path.parent.mkdir(parents=True, exist_ok=True); path.write_text(json.dumps(result))
+    except OSError as error: raise InputError(f'out={str(path)!r} cannot be written: {error.strerror}.') from error
     draw(result, path.with_suffix('.png'))
 
 def draw(result: dict, path) -> None:

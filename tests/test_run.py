@@ -202,6 +202,23 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch):
     for bad in ('nowhere', '.'): assert main(['evaluate', bad]) == 2
     assert main('evaluate run --prompts words.txt --scorers colour --T 0'.split()) == 2
 
+def test_calibrate_then_train(tmp_path, capsys, monkeypatch):
+    "A calibration is a file that a run loads and whose values its manifest records; another grid refuses it."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'shade.py').write_text('def dark(images, prompts): return 1 - images.mean((1, 2, 3))')
+    (tmp_path/'words.txt').write_text('\n'.join(words(4)))
+    common = '--prompts words.txt --rewards shade:dark'
+    assert main(f'calibrate {common} --T 4 --trajectories 2 --rounds 2 --out psi.json'.split()) == 0
+    saved = json.loads((tmp_path/'psi.json').read_text())
+    assert len(saved['values']) == 4 and saved['reward'] == 'shade:dark' and len(saved['positive_after']) == 4 and (tmp_path/'psi.png').exists()
+    run = f'train {common} --method dense_grpo --psi psi.json --group 2 --prompts-per-iteration 2 --iterations 1'
+    assert main([*run.split(), '--T', '4', '--out', 'run']) == 0
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['method']['psi']['values'] == saved['values']
+    for bad in (['--T', '5', '--out', 'other'], ['--T', '4', '--form', 'cps', '--out', 'other'], ['--T', '4', '--psi', 'run/config.json', '--out', 'other']): assert main([*run.split(), *bad]) == 2
+    for bad in ('--T 4 --out psi.json', '--T 4 --criterion signs --out b.json', '--T 4 --rounds 0 --out b.json', '--T 4 --eps2 0 --out b.json', '--T 4 --start 0 --out b.json', '--T 4 --rewards colour,ppocr6 --out b.json'):
+        assert main(['calibrate', *common.split(), *bad.split()]) == 2
+    assert not (tmp_path/'other').exists() and not (tmp_path/'b.json').exists() and 'Traceback' not in capsys.readouterr().err
+
 def test_out_in_use_is_refused(policy, tmp_path):
     (tmp_path/'metrics.jsonl').write_text('')
     with pytest.raises(InputError, match='already holds a run'): train(tiny(**SMALL), policy, dict(r=left_of_right), words(), tmp_path)
