@@ -12,10 +12,10 @@ from pathlib import Path
 from torch import Tensor
 from .check import InputError
 from .evaluate import Gain, Protocol, code_version, evaluate, generate, paired_gain
-from .policy import load_policy
 from .reward import PACKAGES, colour_agreement, edge_density, exact, installed_readers, load_rewards, saturation, target
 from .tiny import prompts
-from .trainer import Config, train
+from .config import Config, open_policy
+from .trainer import train
 
 # %% ../nbs/21_demo.ipynb #cell-05
 def panel() -> dict:
@@ -78,7 +78,7 @@ def record(cfg: Config, protocol: Protocol, log: list[dict]) -> dict:
 def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     "Score the base, train by `cfg`, score again; result, pictures and weights go to `out`."
     if not 2 <= eval_prompts <= 200: raise InputError(f'eval_prompts={eval_prompts} must be from 2 to 200, the held-out numbers there are.')
-    out, scorers, policy = Path(out), panel(), load_policy(cfg.model, cfg.height, cfg.width, cfg.max_tokens)
+    out, scorers, policy = Path(out), panel(), open_policy(cfg)
     protocol = Protocol(tuple(prompts('test', eval_prompts)), tuple(seeds), scorers=tuple(scorers))
     show = list(protocol.prompts[:min(16, eval_prompts)//2*2])
     print(f'Scoring the base model on {len(protocol.prompts)} held-out prompts × {len(seeds)} seeds.', flush=True)

@@ -36,9 +36,9 @@ class Protocol:
 
 # %% ../nbs/10_evaluate.ipynb #cell-06
 def generate(policy, prompts: list[str], seed: int, T: int, batch: int = 64, ledger: Ledger | None = None) -> Tensor:
-    "Images (P, 3, H, W) by the deterministic sampler from noise that (seed, prompt) fixes."
+    "Images (P, 3, H, W) by the deterministic sampler on the pipeline's own grid, from noise that (seed, prompt) fixes."
     x = torch.stack([keyed_noise(policy.latent_shape, 'evaluate', seed, p) for p in prompts]).to(policy.device)
-    grid, cond, rows, ledger = policy.grid(T), policy.encode(prompts), torch.arange(len(prompts)), ledger or Ledger()
+    grid, cond, rows, ledger = policy.own_grid(T), policy.encode(prompts), torch.arange(len(prompts)), ledger or Ledger()
     for s, t in zip(grid[:-1], grid[1:]):
         x = ode_step(x, velocities(policy, x, s.expand(len(x)), cond, rows, batch, ledger), s, t)
     return torch.cat([policy.decode(part) for part in x.split(batch)])

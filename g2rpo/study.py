@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from .check import InputError
 from .evaluate import Protocol, code_version, evaluate
-from .policy import Condition
+from .backbone import Condition
 from .rollout import Ledger, rollout
-from .trainer import Config, train
+from .config import Config, open_policy
+from .trainer import train
 
 # %% ../nbs/11_study.ipynb #cell-05
 class Idle:
@@ -82,13 +83,12 @@ def put(policy, saved: dict) -> None:
 
 def run_job(job: Job, folder, threads: int = 0) -> dict:
     "Train and score a job, or load what it gave before. The file appears whole or not at all."
-    from g2rpo.policy import load_policy
     from g2rpo.reward import load_rewards
     from g2rpo.trainer import load_prompts
     if (file := job.file(folder)).exists(): return json.loads(file.read_text())
     if threads: torch.set_num_threads(threads)
     cfg, began = job.cfg, time.time()
-    policy = load_policy(cfg.model, cfg.height, cfg.width, cfg.max_tokens, cfg=cfg.cfg)
+    policy = open_policy(cfg)
     scorers, rewards = load_rewards(job.protocol.scorers), load_rewards(cfg.rewards)
     ends = dict(budget=iterations_within(cfg, policy.grid(cfg.T), job.budget)) | (dict(iterations=job.iterations) if job.iterations else {})
     places = {name: n for name, n in ends.items()} | {f'probe{i}': max(1, round(ends['budget']*i/(job.probes + 1))) for i in range(1, job.probes + 1)}

@@ -13,7 +13,8 @@ from accelerate import PartialState
 from g2rpo.method import METHODS
 from g2rpo.policy import load_policy
 from g2rpo.rollout import rollout
-from g2rpo.trainer import tiny, train
+from g2rpo.config import tiny
+from g2rpo.trainer import train
 state, policy = PartialState(cpu=True), load_policy('tiny', 24, 48, 16)
 words = [f'a sign that says "{i}" in red' for i in (123, 456, 789, 321)]
 method = replace(METHODS['g2rpo'], granularities=(1, 2))

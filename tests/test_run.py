@@ -12,7 +12,8 @@ import torch
 from g2rpo.check import InputError, RunStopped
 from g2rpo.cli import main
 from g2rpo.method import METHODS
-from g2rpo.trainer import tiny, train
+from g2rpo.config import tiny
+from g2rpo.trainer import train
 
 SMALL = dict(iterations=1, T=4, group=3, prompts_per_iteration=2, precision='no', method=replace(METHODS['g2rpo'], granularities=(1, 2)))
 

@@ -7,7 +7,7 @@ from g2rpo import sampler, schedule
 from g2rpo.advantage import advantages, fuse, group_advantage
 from g2rpo.loss import step_kl, surrogate
 from g2rpo.method import METHODS, Method, Window
-from g2rpo.policy import Condition
+from g2rpo.backbone import Condition
 from g2rpo.rollout import Ledger, naive_rollout, rollout
 from g2rpo.step_reward import CREDITS, balanced
 
