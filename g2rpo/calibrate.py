@@ -27,7 +27,7 @@ class Calibration:
     T: int = 10                      # steps of the grid
     trajectories: int = 24           # N, a prompt each (ours)
     rounds: int = 60                 # repetitions (ours)
-    start: float | tuple[float, ...] = .7   # ψ before the first round, of all steps or each; Flow-GRPO's η (ours)
+    start: float | tuple[float, ...] = .7   # multiplier before the first round, of all steps or each; Flow-GRPO's η (ours)
     kind: str = 'multiplier'         # of ψ√(σ/(1−σ)), or the level itself: absolute (DenseGRPO Eq. 11)
     criterion: str = 'fraction'      # one of CRITERIA; count is the paper's
     eps1: float = 2                  # imbalance from which count turns down (DenseGRPO App. B)

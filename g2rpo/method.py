@@ -103,6 +103,7 @@ class Method:
         named = dict(half=range(T//2), all=range(T - 1))
         steps = check_steps(named[self.steps] if isinstance(self.steps, str) else self.steps, T)
         if self.form == 'cps' and T - 1 in steps: raise InputError(f'steps={list(steps)} and form=\'cps\' contradict each other: that form has no noise at the last index, {T - 1}.')
+        if self.last_noisy and T - 1 in steps: raise InputError(f'steps={list(steps)} and last_noisy=True contradict each other: nothing is trained on the last index, {T - 1}; leave it out.')
         if len(steps) == 1 and self.credit in DENSE: raise InputError(f'steps={list(steps)} and credit={self.credit!r} contradict each other: a gain compares states along several noisy steps.')
         return steps
 
@@ -174,6 +175,10 @@ def contradictions(m: Method) -> list[tuple[str, str, str]]:
         (not chain and m.starts == 0, 'starts', 'explore', 'branches are compared with those of the same start'),
         (m.merge_min_std > 0 and chain, 'merge_min_std', 'explore', 'a chain already takes its noise at every step'),
         (m.merge_min_std > 0 and m.form != 'flow', 'merge_min_std', 'form', 'the threshold is on the noise of the form flow'),
+        (chain and m.placement != 'official', 'placement', 'explore', 'a chain has no completions at several strides to place'),
+        (not chain and m.starts > 1 and m.normalise != 'start', 'starts', 'normalise', 'branches are compared with those of the same start'),
+        (m.fraction < 1 and m.update == 'per_step', 'fraction', 'update', 'a step on which no member trains would have no optimiser step'),
+        (m.noise_weighted and m.form == 'cps', 'noise_weighted', 'form', 'the weights are the noise of a diffusion'),
         (chain and m.normalise == 'start', 'normalise', 'explore', 'only branches share a start that makes them comparable'),
         (not chain and m.fraction != 1, 'fraction', 'explore', 'branches share the states they train on'),
         (m.fraction > 1, 'fraction', 'explore', 'a share is at most 1'),
@@ -199,7 +204,7 @@ METHODS = {row.name: row for row in (
     replace(flow_grpo, name='flow_grpo_fast', window=Window(2, 'random', half=True), last_noisy=False, form='cps', eta=.8, clip_range=1e-5, kl=None, beta=0.),
     Method('dance_grpo', explore='chain', steps='all', form='dance', eta=.3, credit='terminal', update='accumulate', updates=3, fraction=.6),
     mix_grpo,
-    replace(mix_grpo, name='mix_grpo_flash', compress=.4),
+    replace(mix_grpo, name='mix_grpo_flash', window=Window(every=20), compress=.4),
     Method('tempflow_grpo', steps='all', starts=4, normalise='start', ddof=0, eps=1e-4, noise_weighted=True, update='accumulate', updates=2, kl='exact', beta=.004, ema=.9),
     Method('g2rpo', granularities=(1, 2, 3)),
     Method('g2rpo_no_mgai'),
@@ -207,5 +212,5 @@ METHODS = {row.name: row for row in (
     dense_grpo,
     replace(dense_grpo, name='dense_value', credit='value'),
     replace(dense_grpo, name='stepwise_grpo', completion=1),
-    replace(flow_grpo, name='tp_grpo', last_noisy=False, form='cps', credit='turning', clip_range=1e-5, kl=None, beta=0.),
+    replace(flow_grpo, name='tp_grpo', last_noisy=False, form='cps', credit='turning', normalise='group', clip_range=1e-5, kl=None, beta=0.),
 )}

@@ -91,7 +91,7 @@ def compressed(grid: Tensor, last: int, share: float) -> Tensor:
 ENTROPY_STD = 2.2/math.sqrt(2*math.pi*math.e)   # 0.532: the threshold of E-GRPO §4.2 on exp(entropy), as a standard deviation
 
 def merged_span(grid: Tensor, levels: Tensor, k: int, min_std: float) -> int:
-    "How many grid steps the noisy step at `k` spans to inject at least `min_std`; the last node stays free for the completion."
+    "How many grid steps the noisy step at `k` spans to inject at least `min_std`, where the grid allows; the last node stays free for the completion."
     last = max(1, len(grid) - 2 - k)
     return next((l for l in range(1, last) if levels[k]*(grid[k] - grid[k + l]).sqrt() >= min_std), last)
 

@@ -130,8 +130,8 @@ def run_all(task, jobs: list, folder, workers: int = 2) -> list:
             else: os.environ[name] = value
 
 # %% ../nbs/11_study.ipynb #cell-11
-def search_rate(job: Job, folder, threads: int = 0, tries: int = 6) -> dict:
-    "The learning rate of `job`, and the trained reward at each that was tried."
+def search_rate(job: Job, folder, threads: int = 0, tries: int = 7) -> dict:
+    "The learning rate of `job`, and the trained reward at each of at most `tries` (at least 3) that were tried."
     trained, seen = job.cfg.rewards[0], {}
     def value(lr):
         if lr not in seen:
@@ -140,7 +140,7 @@ def search_rate(job: Job, folder, threads: int = 0, tries: int = 6) -> dict:
         return seen[lr]
     best, factor = job.cfg.lr, 2.
     if value(best/2) > max(value(best), value(best*2)): factor = .5
-    while len(seen) <= tries and value(best*factor) > value(best): best *= factor
+    while len(seen) < tries and value(best*factor) > value(best): best *= factor
     return dict(name=job.name, lr=best, tried=dict(sorted(seen.items())))
 
 # %% ../nbs/11_study.ipynb #cell-13

@@ -13,7 +13,8 @@ import os
 import random
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -97,9 +98,10 @@ def update(policy, tuning: Tuning, roll: Rollout, advantage: Tensor, ledger: Led
     seen, norms, S = [[] for _ in roll.steps], [], roll.x.shape[2]
     for batches in roll.updates:
         count = torch.stack([by_state(keep[j], S)[rows].sum() for j, rows in batches]).sum()
-        count = max(1., float(tuning.accelerator.reduce(count.to(tuning.accelerator.device), 'mean')))
-        for j, rows in batches:
-            seen[j].append(backward(policy, tuning, roll, j, rows, advantage, keep, count, ledger))
+        count = float(tuning.accelerator.reduce(count.to(tuning.accelerator.device), 'mean')) or 1.
+        for n, (j, rows) in enumerate(batches):                     # processes meet once an optimiser step: they may have different numbers of batches
+            with nullcontext() if n + 1 == len(batches) else tuning.accelerator.no_sync(policy.transformer):
+                seen[j].append(backward(policy, tuning, roll, j, rows, advantage, keep, count, ledger))
             off = (seen[j][-1]['ratio'] - 1).abs().max().item()
             if not norms and off: raise RunStopped(f'the ratio before the first update is off by {off:.2g}, not 1: rollout and update compute different things.')
         norms.append(apply(tuning))
@@ -152,6 +154,7 @@ def preflight(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path 
     if policy.shift != cfg.shift: raise InputError(f'the policy trains on a grid with shift={policy.shift} but the config says shift={cfg.shift}; load it with the same.')
     if policy.cfg != cfg.cfg: raise InputError(f'the policy is guided by cfg={policy.cfg} but the config says cfg={cfg.cfg}; load it with the same.')
     if not rewards: raise InputError('rewards is empty; pass at least one.')
+    cfg.method.plan(policy.grid(cfg.T))                             # refuses a ψ of another grid
     words = pick(prompts, cfg.prompts_per_iteration, cfg.seed, 0)[:2]
     images = policy.decode(start_noise(policy.latent_shape, cfg.seed, 0, words, device=policy.device)[:, 0])
     for name, reward in rewards.items(): checked(name, reward, images, words)
@@ -186,7 +189,7 @@ def finish(policy, tuning: Tuning, out: Path | None) -> None:
     accelerator = tuning.accelerator
     policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
     vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
-    if tuning.ema: tuning.ema.copy_to(tuning.params)
+    if tuning.ema and tuning.steps >= 8: tuning.ema.copy_to(tuning.params)   # before its first update the average is the base
     if out and accelerator.is_main_process and all(p.isfinite().all() for p in tuning.params): save_weights(policy, out/'weights')
 
 def iterate(policy, tuning: Tuning, rewards: dict, words: list[str], iteration: int, ledger: Ledger) -> dict:
@@ -194,10 +197,12 @@ def iterate(policy, tuning: Tuning, rewards: dict, words: list[str], iteration: 
     cfg = tuning.cfg
     roll = rollout(policy, cfg.method, words, cfg.T, cfg.group, cfg.seed, iteration, cfg.batch, cfg.grad_batch, ledger)
     scores = score(policy, roll, rewards, cfg.batch, ledger)                                  # scorer → (Λ, V, P, G)
+    scores = {name: r.to(tuning.accelerator.device) for name, r in scores.items()}
     advantage = advantages(cfg.method, roll.plan, scores, tuning.accelerator.gather)          # (K, P, G)
     row = dict(iteration=iteration, steps=list(roll.steps)) | summary(scores, advantage, tuning.accelerator)
     row |= update(policy, tuning, roll, advantage, ledger)
-    return row | asdict(ledger) | dict(equivalents=ledger.equivalents())
+    spent = Ledger(*tuning.accelerator.reduce(torch.tensor(astuple(ledger), device=tuning.accelerator.device), 'sum').tolist())   # by all processes
+    return row | asdict(spent) | dict(equivalents=spent.equivalents())
 
 def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watch=None) -> list[dict]:
     "Train `policy` on `rewards`; metrics per iteration, also as JSON lines in `out`, where the weights go at the end. Ctrl-C ends it early with both."

@@ -23,7 +23,12 @@ roll = rollout(policy, method, mine, 4, 3, seed=5, iteration=2)
 cfg = tiny(iterations=2, T=4, group=3, prompts_per_iteration=4, precision='no', method=method)
 before = torch.cat([p.detach().flatten().clone() for p in policy.pipe.transformer.parameters()])
 log = train(cfg, policy, dict(left=lambda i, p: i[..., 24:].mean((1, 2, 3))), words)
-torch.save(dict(prompts=mine, x=roll.x, y=roll.y, x0=roll.x0, moved=torch.cat([p.detach().flatten() for p in policy.pipe.transformer.parameters()]) - before, norms=[n for row in log for n in row['grad_norm']]), f'{sys.argv[1]}/{state.num_processes}-{state.process_index}.pt')
+chain = load_policy('tiny', 24, 48, 16)
+cfg = tiny(iterations=4, T=8, group=4, prompts_per_iteration=4, precision='no', method=METHODS['dance_grpo'], grad_batch=3)
+dance = train(cfg, chain, dict(left=lambda i, p: i[..., 24:].mean((1, 2, 3))), words)
+flow = train(replace(cfg, iterations=2, method=METHODS['flow_grpo'], T=4), load_policy('tiny', 24, 48, 16), dict(left=lambda i, p: i[..., 24:].mean((1, 2, 3))), words)
+torch.save(dict(dance=[n for row in dance for n in row['grad_norm']], dance_weight=next(chain.pipe.transformer.parameters()).detach(), spent=[row['equivalents'] for row in dance],
+    flow=[n for row in flow for n in row['grad_norm']], prompts=mine, x=roll.x, y=roll.y, x0=roll.x0, moved=torch.cat([p.detach().flatten() for p in policy.pipe.transformer.parameters()]) - before, norms=[n for row in log for n in row['grad_norm']]), f'{sys.argv[1]}/{state.num_processes}-{state.process_index}.pt')
 '''
 
 @pytest.fixture(scope='module')
@@ -55,3 +60,12 @@ def test_same_update(results):
     assert torch.nn.functional.cosine_similarity(two[0]['moved'], one['moved'], dim=0) > .99
     assert two[0]['norms'][0] == pytest.approx(one['norms'][0], rel=1e-4)
     assert two[0]['norms'] == pytest.approx(one['norms'], rel=2e-2)
+
+def test_chains_with_different_batches_on_each_process(results):
+    "DanceGRPO's members draw their steps, so processes have different numbers of batches; Flow-GRPO's std is over all of them."
+    one, *two = results
+    assert torch.equal(two[0]['dance_weight'], two[1]['dance_weight'])
+    for name in ('dance', 'flow'):
+        assert two[0][name] == two[1][name] and two[0][name][0] == pytest.approx(one[name][0], rel=1e-4)
+        assert two[0][name] == pytest.approx(one[name], rel=5e-2)
+    assert two[0]['spent'] == one['spent']     # counted over all processes
