@@ -39,10 +39,10 @@ ASSETS = {
     'hps21': Asset('xswu/HPSv2', (Source('HPS_v2.1_compressed.pt', 3.9, key='state_dict'),), 'Apache-2.0'),
     'clip_dfn': Asset('apple/DFN5B-CLIP-ViT-H-14', (Source('open_clip_pytorch_model.bin', 3.9), Source('open_clip_config.json', 0.)), 'Apple model licence'),
     'clip_dfn384': Asset('apple/DFN5B-CLIP-ViT-H-14-384', (Source('open_clip_pytorch_model.bin', 3.9), Source('open_clip_config.json', 0.)), 'Apple model licence'),
-    'pickscore': Asset('yuvalkirstain/PickScore_v1', (Source('model.safetensors', 3.9), Source('config.json', 0.), Source('tokenizer.json', 0.), Source('tokenizer_config.json', 0.),
-        Source('preprocessor_config.json', 0.)), 'MIT'),
+    'pickscore': Asset('yuvalkirstain/PickScore_v1', (Source('model.safetensors', 3.9), Source('config.json', 0.), Source('tokenizer.json', 0.),
+        Source('tokenizer_config.json', 0.)), 'MIT'),
     'imagereward': Asset('THUDM/ImageReward', (Source('ImageReward.pt', 1.8), Source('med_config.json', 0.)), 'Apache-2.0'),
-    'clip_l14': Asset('openai/clip-vit-large-patch14', (Source('model.safetensors', 1.7), Source('config.json', 0.), Source('preprocessor_config.json', 0.)), 'MIT'),
+    'clip_l14': Asset('openai/clip-vit-large-patch14', (Source('model.safetensors', 1.7), Source('config.json', 0.)), 'MIT'),
     'aesthetic': Asset('camenduru/improved-aesthetic-predictor', (Source('sac+logos+ava1-l14-linearMSE.pth', .004),), 'Apache-2.0'),
     'bert_vocab': Asset('google-bert/bert-base-uncased', (Source('tokenizer.json', 0.), Source('tokenizer_config.json', 0.)), 'Apache-2.0'),
 }

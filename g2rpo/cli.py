@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIG_FLAGS', 'METHOD_FLAGS', 'CALIBRATION_FLAGS', 'COMMANDS', 'numbers', 'names', 'indices', 'yes', 'shift',
            'Parser', 'add_flags', 'add_device', 'parser', 'given', 'config', 'device', 'run_train', 'run_calibrate',
-           'run_evaluate', 'run_demo', 'main']
+           'run_evaluate', 'run_demo', 'run_fetch', 'run_convert', 'main']
 
 # %% ../nbs/12_cli.ipynb #cell-02
 import argparse
@@ -56,7 +56,7 @@ METHOD_FLAGS = {  # field of Method: (type, help)
     'update': (str, 'per_step or accumulate'), 'clip_range': (float, 'of the ratio')}
 
 CALIBRATION_FLAGS = {  # field of Calibration: (type, help)
-    'T': (int, 'steps of the grid'), 'trajectories': (int, 'in a round, a prompt each'), 'rounds': (int, 'of sampling and adjusting'), 'start': (float, 'ψ before the first round'),
+    'T': (int, 'steps of the grid'), 'trajectories': (int, 'in a round, a prompt each'), 'rounds': (int, 'of sampling and adjusting'), 'start': (float, 'multiplier before the first round'),
     'kind': (str, 'multiplier or absolute'), 'criterion': (str, 'fraction or count; count is the paper\'s'), 'eps1': (float, 'imbalance from which count turns down'),
     'eps2': (float, 'step of ψ'), 'seed': (int, 'of prompts and noise')}
 
@@ -89,6 +89,11 @@ def parser() -> Parser:
     sub.add_argument('--out', required=True, help='new JSON file; its picture goes beside it')
     add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch', 'cfg', 'shift', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')}); add_flags(sub, CALIBRATION_FLAGS)
     add_device(sub)
+    for name, text in (('fetch', 'download the checkpoint of a scorer and convert it'), ('convert', 'bring in the files of a scorer that are already here, pickles as safetensors')):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or aesthetic')
+        if name == 'convert': sub.add_argument('files', help='folder with the published files, or the file with the weights')
+        sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
     sub = commands.add_parser('evaluate', help='score the base model and weights from a run, paired', description='Score base and tuned model, paired.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('--prompts', default=None, help='text file with one prompt a line; default: the embedded held-out ones')
@@ -133,7 +138,7 @@ def run_train(args) -> None:
     from g2rpo.config import open_policy
     from g2rpo.reward import load_rewards
     from g2rpo.trainer import load_prompts, train
-    prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards)
+    prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args))
     log = train(cfg, open_policy(cfg, device(args)), rewards, prompts, args.out)
     print(f'{len(log)} iterations, {log[-1]["equivalents"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
 
@@ -147,7 +152,7 @@ def run_calibrate(args) -> None:
     from g2rpo.trainer import load_prompts
     if Path(args.out).exists(): raise InputError(f'out={args.out!r} exists; choose another file.')
     if len(cfg.rewards) != 1: raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
-    prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards).values()
+    prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args)).values()
     policy = open_policy(cfg, device(args))
     watch = lambda round, psi: print(f'round {round + 1}/{cal.rounds}  ψ ' + ' '.join(f'{p:.2f}' for p in psi.tolist()), flush=True)
     result = calibrate(policy, reward, prompts, cal, cfg.batch, watch)
@@ -170,7 +175,7 @@ def run_evaluate(args) -> None:
     words = load_prompts(args.prompts, args.scorers) if args.prompts else prompts('test')
     protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers)
     same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'cfg', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg}
-    policy, scorers = load_policy(**same, device=device(args)), load_rewards(args.scorers)
+    policy, scorers = load_policy(**same, device=device(args)), load_rewards(args.scorers, device(args))
     base, tuned = evaluate(policy, protocol, scorers), evaluate(load_weights(policy, run/'weights'), protocol, scorers)
     print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps')
     for name in scorers: print(f'{name:14}{paired_gain(base[name], tuned[name])}')
@@ -184,7 +189,17 @@ def run_demo(args) -> None:
     while not args.out and out.exists(): out, n = Path(f'runs/demo-seed{cfg.seed}-{n}'), n + 1
     demo.run_demo(cfg, out, args.eval_prompts)
 
-COMMANDS = dict(train=run_train, calibrate=run_calibrate, evaluate=run_evaluate, demo=run_demo)
+def run_fetch(args) -> None:
+    "`g2rpo fetch`."
+    from g2rpo.asset import fetch
+    print(f'{args.asset} is in {fetch(args.asset, args.out)}')
+
+def run_convert(args) -> None:
+    "`g2rpo convert`."
+    from g2rpo.asset import convert
+    print(f'{args.asset} is in {convert(args.asset, args.files, args.out)}')
+
+COMMANDS = dict(train=run_train, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)
 
 def main(argv=None) -> int:
     "Entry point: 0 done, 1 a run that stopped itself, 2 input that cannot work, 130 stopped by hand with nothing to keep."

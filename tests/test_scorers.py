@@ -1,0 +1,75 @@
+"The open_clip scorers on the published architecture with random weights in the published files. Needs the extra `rewards`."
+import json
+
+import pytest
+import torch
+from g2rpo.asset import convert
+from g2rpo.check import InputError
+
+open_clip = pytest.importorskip('open_clip', reason='open_clip does not import here; pip install "g2rpo[rewards]"', exc_type=ImportError)
+from g2rpo.scorer import ClipScorer, clip_score, fill, hps21, letterbox, pictures  # noqa: E402
+
+WORDS = ['a sign that says "1"', 'a cat', 'two dogs in the rain', 'red']
+
+def shots(*shape): return torch.nn.functional.interpolate(torch.rand(4, 3, 7, 9, generator=torch.Generator().manual_seed(0)), shape, mode='bicubic').clamp(0, 1)
+
+def agrees(scorer):
+    images = shots(96, 128)
+    image, text = scorer.features(images, WORDS)
+    for features in (image, text):
+        assert features.isfinite().all()
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
+    together, singles = scorer(images, WORDS), torch.cat([scorer(images[i:i + 1], WORDS[i:i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, singles, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together, (image*text).sum(-1).cpu(), rtol=0, atol=1e-5)
+    return together
+
+def test_hps_on_the_full_architecture(tmp_path):
+    "986 M random weights through the published file: key for key, same scores as the model they came from."
+    torch.manual_seed(0)
+    model = open_clip.create_model('ViT-H-14', pretrained=None, load_weights=False).eval()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
+    scorer = hps21(convert('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
+    value = agrees(scorer)
+    direct = ClipScorer(model, open_clip.get_tokenizer('ViT-H-14'), letterbox)
+    torch.testing.assert_close(direct(shots(96, 128), WORDS), value)
+
+def small_folder(tmp_path):
+    "A CLIP folder as the hub has it: open_clip_config.json and a pickle."
+    config = dict(embed_dim=32, quick_gelu=True, vision_cfg=dict(image_size=32, layers=2, width=64, head_width=32, patch_size=8), text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=2))
+    folder = tmp_path/'published'
+    folder.mkdir()
+    (folder/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=config, preprocess_cfg=dict(mean=[.48, .45, .4], std=[.26, .26, .27], interpolation='bicubic', resize_mode='squash'))))
+    torch.manual_seed(0)
+    from open_clip.model import CLIP
+    model = CLIP(**config).eval()
+    torch.save(model.state_dict(), folder/'open_clip_pytorch_model.bin')
+    return folder, model
+
+def test_clip_score_takes_its_preprocessing_from_the_folder(tmp_path):
+    folder, model = small_folder(tmp_path)
+    scorer = clip_score('clip_dfn', convert('clip_dfn', folder, tmp_path/'clip'))
+    agrees(scorer)
+    x = scorer.preprocess(shots(96, 128))
+    assert x.shape == (4, 3, 32, 32)
+    _, theirs = open_clip.create_model_from_pretrained(f'local-dir:{tmp_path/"clip"}')
+    torch.testing.assert_close(x, torch.stack([theirs(p) for p in pictures(shots(96, 128))]))
+    with torch.no_grad(): torch.testing.assert_close(torch.nn.functional.normalize(model.encode_image(x), dim=-1), scorer.features(shots(96, 128), WORDS)[0], rtol=0, atol=1e-5)
+
+def test_other_weights_do_not_fit(tmp_path):
+    folder, model = small_folder(tmp_path)
+    with pytest.raises(InputError, match='do not fit'): fill(model, dict(list(model.state_dict().items())[1:]), 'clip')
+    assert not list((tmp_path/'published').glob('*.safetensors'))
+
+def test_letterbox_is_torchvisions():
+    "HPSv2 resizes the tensor with torchvision's bicubic filter, then pads."
+    from torchvision.transforms import InterpolationMode, functional as tv
+    from g2rpo.reward import eight_bit
+    from g2rpo.scorer import normalised
+    for shape in ((512, 512), (64, 64), (512, 384), (300, 1000)):
+        x = eight_bit(shots(*shape)).float()/255
+        scale = 224/max(shape)
+        new = [round(side*scale) for side in shape]
+        small = tv.resize(x, new, InterpolationMode.BICUBIC) if scale != 1 else x
+        h, w = 224 - new[0], 224 - new[1]
+        torch.testing.assert_close(letterbox(shots(*shape)), normalised(tv.pad(small, [w//2, h//2, w - w//2, h - h//2])), rtol=0, atol=1e-5)
