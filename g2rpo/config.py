@@ -7,6 +7,7 @@ __all__ = ['PRECISIONS', 'PRESETS', 'Config', 'tiny', 'paper', 'official_script'
 
 # %% ../nbs/08_config.ipynb #cell-02
 from dataclasses import dataclass, field, replace
+from .advantage import MIXES
 from .check import InputError, above, at_least, one_of
 from .method import METHODS, Method
 from .policy import DTYPES, load_policy, tune
@@ -23,7 +24,9 @@ class Config:
     width: int = 48                          # pixels
     max_tokens: int = 16                     # text tokens of the T5 encoder (512 in Flux.1-dev)
     prompts: str = 'tiny'                    # the embedded training prompts, or a text file with one a line
-    rewards: tuple[str, ...] = ('ppocr6',)   # scorers to train on; advantages are summed with weight 1 (G²RPO)
+    rewards: tuple[str, ...] = ('ppocr6',)   # scorers to train on
+    weights: tuple[float, ...] = ()          # of the scorers; empty: 1 each (G²RPO)
+    mix: str = 'advantage'                   # what is weighted and summed, advantages (G²RPO) or raw rewards (Flow-GRPO)
     method: Method = field(default_factory=lambda: METHODS['g2rpo'])
     T: int = 10                              # steps of the grid; 16 in G²RPO, 10 in Flow-GRPO and DenseGRPO
     group: int = 8                           # directions a prompt and step; 12 in G²RPO
@@ -52,6 +55,8 @@ class Config:
     def __post_init__(self):
         one_of('precision', self.precision, PRECISIONS); one_of('dtype', self.dtype, DTYPES); one_of('encoder_dtype', self.encoder_dtype, DTYPES)
         if self.dtype != 'fp32' and not self.lora_rank: raise InputError(f'dtype={self.dtype!r} and lora_rank=0 contradict each other: weights that are trained are kept in fp32.')
+        one_of('mix', self.mix, MIXES)
+        if self.weights and len(self.weights) != len(self.rewards): raise InputError(f'weights={list(self.weights)} and rewards={list(self.rewards)} contradict each other: one weight a scorer.')
         if self.shift is not None: above('shift', self.shift, 0)
         at_least('group', self.group, 2, 'an advantage compares the members of a group')
         at_least('T', self.T, 2, 'noise takes one step and a completion the others')
@@ -65,7 +70,7 @@ def tiny(**changes) -> Config:
     return replace(Config(), **changes)
 
 def paper(**changes) -> Config:
-    "G²RPO on Flux.1-dev as in the paper's tables (§4.1): 16 GPUs, 300 iterations. The values: all 12 B weights need sharding, which this version does not do."
+    "G²RPO on Flux.1-dev as in the paper's tables (§4.1): 16 GPUs, 300 iterations. The values: all 12 B weights need sharding, which this version does not do. Times are not truncated to thousandths as the scripts do."
     return replace(Config(preset='paper', model='black-forest-labs/FLUX.1-dev', height=720, width=720, max_tokens=512, prompts='prompts.txt', rewards=(),
         T=16, group=12, prompts_per_iteration=16, iterations=300, seed=42, lr=2e-6, encoder_dtype='bf16', offload=True, checkpointing=True, batch=12, grad_batch=1), **changes)
 

@@ -110,7 +110,8 @@ def tune(policy: Policy, checkpointing: bool = False, attention: str | None = No
     model = policy.pipe.transformer
     if checkpointing: model.enable_gradient_checkpointing()
     if attention:
-        try: model.set_attention_backend(attention)
+        try:
+            with quiet(): model.set_attention_backend(attention)
         except (ValueError, RuntimeError, ImportError) as error: raise InputError(f'attention={attention!r} is not available here: {str(error).splitlines()[0]}') from error
     if compiled: model.compile_repeated_blocks()
     return policy

@@ -174,7 +174,8 @@ BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompt
        '--rewards nonsense', '--rewards tests_no_such:f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
        '--height 25', '--preset paper --prompts {good}', '--device tpu', '--prompts-per-iteration 5000', '--method dpo', '--prompts {latin}', '--T 1', '--form cps --eta 0.5 --steps 9', '--rewards :f', '--rewards {module}:nothing', '--precision int4', '--unknown 1',
        '--method dance_grpo --granularities 1,2', '--method mix_grpo --T 5', '--method dense_grpo --psi /nowhere.json', '--method dense_grpo --psi {good}', '--method g2rpo --completion 2',
-       '--method tempflow_grpo --group 6', '--starts 0', '--cfg 0.5', '--method dense_grpo --steps 3']
+       '--method tempflow_grpo --group 6', '--starts 0', '--cfg 0.5', '--method dense_grpo --steps 3',
+       '--rewards ppocr6,colour --weights 1', '--weights x', '--mix product', '--method dense_grpo --steps 7,8,9', '--starts 2', '--dtype bf16', '--shift 0', '--shift x', '--rewards hps21', '--attention magic']
 
 @pytest.mark.parametrize('flags', BAD)
 def test_bad_input_is_one_line_and_exit_2(flags, tmp_path, capsys, monkeypatch):
@@ -219,6 +220,13 @@ def test_calibrate_then_train(tmp_path, capsys, monkeypatch):
     for bad in ('--T 4 --out psi.json', '--T 4 --criterion signs --out b.json', '--T 4 --rounds 0 --out b.json', '--T 4 --eps2 0 --out b.json', '--T 4 --start 0 --out b.json', '--T 4 --rewards colour,ppocr6 --out b.json'):
         assert main(['calibrate', *common.split(), *bad.split()]) == 2
     assert not (tmp_path/'other').exists() and not (tmp_path/'b.json').exists() and 'Traceback' not in capsys.readouterr().err
+
+def test_fetch_and_convert_say_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
+    for command in ('convert hps21 /nowhere', 'convert nothing /tmp', 'fetch nothing'): assert main(command.split()) == 2
+    assert 'not one of hps21' in capsys.readouterr().err and not (tmp_path/'assets').exists()
+    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path/'HPS_v2.1_compressed.pt')
+    assert main(['convert', 'hps21', str(tmp_path)]) == 0 and (tmp_path/'assets'/'hps21'/'manifest.json').exists()
 
 def test_out_in_use_is_refused(policy, tmp_path):
     (tmp_path/'metrics.jsonl').write_text('')
