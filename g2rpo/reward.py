@@ -157,7 +157,7 @@ def installed_readers() -> list[str]:
     "The readers whose packages are installed."
     return [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
 
-SCORERS = ('hps21', 'clip', 'clip384', 'pickscore', 'imagereward', 'aesthetic')   # of g2rpo.scorer
+SCORERS = ('hps21', 'clip', 'clip384', 'pickscore', 'imagereward', 'aesthetic', 'unified_reward', 'geneval')   # of g2rpo.scorer and g2rpo.server
 
 def load_rewards(names, device='cpu') -> dict:
     "Rewards by name: one of `READERS`, one of `SCORERS` on `device`, or `module:function`."

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .asset import find, load_weights_of
 from .check import InputError
 from .reward import eight_bit
+from .server import geneval, unified_reward
 
 # %% ../nbs/04_scorer.ipynb #cell-05
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)   # OpenAI CLIP's
@@ -179,4 +180,4 @@ class Aesthetic(Scorer):
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.head(F.normalize(self.model(cut_square(images, self.model.config.image_size, int).to(self.device)).image_embeds, dim=-1))[:, 0]
 
-LOADERS = dict(hps21=hps21, clip=clip_score, clip384=lambda **kw: clip_score('clip_dfn384', **kw), pickscore=PickScore, imagereward=ImageReward, aesthetic=Aesthetic)
+LOADERS = dict(hps21=hps21, clip=clip_score, clip384=lambda **kw: clip_score('clip_dfn384', **kw), pickscore=PickScore, imagereward=ImageReward, aesthetic=Aesthetic, unified_reward=unified_reward, geneval=geneval)
