@@ -82,7 +82,7 @@ def test_wheel_installs_and_imports(root, copy, tmp_path):
 def test_readme_examples_run(root, tmp_path):
     "The Python blocks of the README, one after the other, as they stand."
     blocks = [part.split('```')[0] for part in (root/'README.md').read_text().split('```python\n')[1:]]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     result = run(sys.executable, '-c', '\n'.join(blocks) + '\nprint(image.size)', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert '(48, 24)' in result.stdout
