@@ -60,6 +60,11 @@ class Policy:
         "Pixels that one token spans on each side."
         return self.pipe.vae_scale_factor*2
 
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        "(tokens, channels) of one packed latent; a family that does not pack has its own."
+        return self.height*self.width//self.cell**2, self.pipe.transformer.config.in_channels
+
     def grid(self, T: int) -> Tensor:
         "The training grid, (T+1,) float64."
         return self.own_grid(T) if self.shift is None else shift_grid(T, self.shift)
@@ -150,11 +155,6 @@ class FluxPolicy(Policy):
         super().__init__(pipe, height, width, max_tokens, cfg, shift, offload, cache)
         self.guidance = guidance  # embedded; with shift 3, Flux.1-dev as G²RPO trains it
 
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        "(tokens, channels) of one packed latent."
-        return self.height*self.width//self.cell**2, self.pipe.transformer.config.in_channels
-
     def own_grid(self, T: int) -> Tensor:
         "The pipeline's inference grid, (T+1,) float64."
         c = self.pipe.scheduler.config
@@ -212,11 +212,6 @@ class Flux2Policy(Policy):
     encoders, readers = ('text_encoder',), ('tokenizer',)
     lora_targets = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'to_qkv_mlp_proj')
     layers = (9, 18, 27)  # hidden states of the language model that are the text (pipeline's default)
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        "(tokens, channels) of one packed latent."
-        return self.height*self.width//self.cell**2, self.pipe.transformer.config.in_channels
 
     def own_grid(self, T: int) -> Tensor:
         "The pipeline's inference grid, (T+1,) float64."

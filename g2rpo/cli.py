@@ -82,7 +82,7 @@ def parser() -> Parser:
     for name, text in (('train', 'train a policy'), ('demo', 'G2RPO on the embedded default, with base and tuned model compared')):
         sub = commands.add_parser(name, help=text, description=text)
         if name == 'train':
-            sub.add_argument('--preset', default='tiny', help='tiny, paper or official_script')
+            sub.add_argument('--preset', default='tiny', help='tiny, paper, official_script, dance_grpo_flux, mix_grpo_flux, flow_grpo_sd3 or dense_grpo_sd3')
             sub.add_argument('--method', default=None, help='a row of the method table: g2rpo, dense_grpo, flow_grpo, dance_grpo, mix_grpo, ...')
             sub.add_argument('--psi', default=None, help='noise levels that g2rpo calibrate wrote')
             add_device(sub)
@@ -91,7 +91,7 @@ def parser() -> Parser:
         add_flags(sub, CONFIG_FLAGS if name == 'train' else {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group')})
         add_flags(sub, METHOD_FLAGS if name == 'train' else {k: METHOD_FLAGS[k] for k in ('granularities', 'eta')})
     sub = commands.add_parser('calibrate', help='find how much noise each step should get, for dense_grpo', description='Calibrate ψ(t) by the signs of the gains (DenseGRPO, Algorithm 1).')
-    sub.add_argument('--preset', default='tiny', help='tiny, paper or official_script: model, prompts, rewards and grid')
+    sub.add_argument('--preset', default='tiny', help='tiny, dense_grpo_sd3, paper, ...: model, prompts, reward and grid')
     sub.add_argument('--out', required=True, help='new JSON file; its picture goes beside it')
     add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch', 'cfg', 'shift', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')}); add_flags(sub, CALIBRATION_FLAGS)
     add_device(sub)
