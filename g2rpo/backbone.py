@@ -47,7 +47,8 @@ class Policy:
         if height % self.cell or width % self.cell:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer          # what computes; `accelerate` may wrap it
-        for name in ('transformer', 'vae', *self.encoders): getattr(pipe, name).requires_grad_(False).eval()
+        for name in ('transformer', 'vae', *self.encoders):
+            if getattr(pipe, name) is not None: getattr(pipe, name).requires_grad_(False).eval()   # a skeleton, of which only sizes matter, has no encoders
         if offload: self.place('cpu', 'vae', *self.encoders)
         self._encoded = {}                           # prompt → what the encoders said, the last few hundred, on the CPU
         self._print = None                           # fingerprint of the encoders
@@ -172,6 +173,11 @@ class FluxPolicy(Policy):
             encoder_hidden_states=cond.embeds, pooled_projections=cond.pooled, img_ids=ids,
             txt_ids=torch.zeros(cond.embeds.shape[1], 3, device=dev), return_dict=False)[0].float()
 
+    def blank(self, n: int) -> Condition:
+        "Zeros in the shape of `n` encoded prompts."
+        c = self.pipe.transformer.config
+        return Condition(torch.zeros(n, self.max_tokens, c.joint_attention_dim), torch.zeros(n, c.pooled_projection_dim))
+
     def unpack(self, x0: Tensor) -> Tensor:
         return self.unscaled(self.pipe._unpack_latents(x0, self.height, self.width, self.pipe.vae_scale_factor))
 
@@ -204,6 +210,11 @@ class SD3Policy(Policy):
         return self.transformer(hidden_states=x, timestep=1000*sigma.to(x.device, torch.float32), encoder_hidden_states=cond.embeds,
             pooled_projections=cond.pooled, return_dict=False)[0].float()
 
+    def blank(self, n: int) -> Condition:
+        "Zeros in the shape of `n` encoded prompts."
+        c = self.pipe.transformer.config
+        return Condition(torch.zeros(n, self.pipe.tokenizer_max_length + self.max_tokens, c.joint_attention_dim), torch.zeros(n, c.pooled_projection_dim))
+
     def unpack(self, x0: Tensor) -> Tensor: return self.unscaled(x0)
 
 # %% ../nbs/02_backbone.ipynb #cell-13
@@ -228,6 +239,10 @@ class Flux2Policy(Policy):
         "What the transformer says, without classifier-free guidance."
         return self.transformer(hidden_states=x, timestep=sigma.to(x.device, torch.float32), guidance=None, encoder_hidden_states=cond.embeds,
             txt_ids=self.pipe._prepare_text_ids(cond.embeds).to(x.device), img_ids=self.image_ids(len(x)), return_dict=False)[0].float()
+
+    def blank(self, n: int) -> Condition:
+        "Zeros in the shape of `n` encoded prompts."
+        return Condition(torch.zeros(n, self.max_tokens, self.pipe.transformer.config.joint_attention_dim), torch.zeros(n, 0))
 
     def unpack(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIG_FLAGS', 'METHOD_FLAGS', 'CALIBRATION_FLAGS', 'COMMANDS', 'numbers', 'floats', 'names', 'indices', 'yes',
-           'shift', 'Parser', 'add_flags', 'add_device', 'parser', 'given', 'config', 'device', 'run_train',
-           'run_calibrate', 'run_evaluate', 'run_demo', 'run_fetch', 'run_convert', 'main']
+           'shift', 'Parser', 'add_flags', 'add_device', 'add_run', 'parser', 'given', 'config', 'device', 'run_train',
+           'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor', 'run_fetch', 'run_convert', 'main']
 
 # %% ../nbs/12_cli.ipynb #cell-02
 import argparse
@@ -45,7 +45,7 @@ def shift(text: str) -> float | str:
 CONFIG_FLAGS = {  # field of Config: (type, help)
     'model': (str, 'tiny, a diffusers pipeline folder, or a hub name'), 'height': (int, 'pixels'), 'width': (int, 'pixels'),
     'max_tokens': (int, 'longest prompt, in T5 tokens'),
-    'prompts': (str, 'tiny, or a text file with one prompt a line'), 'rewards': (names, 'ppocr6, ppocr4, ddddocr, colour or module:function; several with commas'),
+    'prompts': (str, 'tiny, a set such as hpdv2_train, or a file with one prompt a line'), 'rewards': (names, 'ppocr6, ppocr4, ddddocr, colour or module:function; several with commas'),
     'weights': (floats, 'of the scorers, such as 1,0.5'), 'mix': (str, 'advantage or reward: what is weighted and summed'),
     'T': (int, 'steps of the time grid'), 'group': (int, 'directions per prompt and step, G'),
     'prompts_per_iteration': (int, 'over all processes'), 'iterations': (int, 'rollouts and updates'), 'seed': (int, 'keys all randomness'),
@@ -75,34 +75,41 @@ def add_flags(parser, flags):
 
 def add_device(parser): parser.add_argument('--device', default=None, choices=('cpu', 'cuda'), help='default: a GPU where there is one')
 
+def add_run(parser):
+    "The flags that make a `Config`."
+    parser.add_argument('--preset', default='tiny', help='tiny, paper, official_script, dance_grpo_flux, mix_grpo_flux, flow_grpo_sd3 or dense_grpo_sd3')
+    parser.add_argument('--method', default=None, help='a row of the method table: g2rpo, dense_grpo, flow_grpo, dance_grpo, mix_grpo, ...')
+    parser.add_argument('--psi', default=None, help='noise levels that g2rpo calibrate wrote')
+    add_device(parser); add_flags(parser, CONFIG_FLAGS); add_flags(parser, METHOD_FLAGS)
+
 def parser() -> Parser:
     "The whole command line."
     top = Parser(prog='g2rpo', description='Online RL for flow-matching text-to-image models.')
     commands = top.add_subparsers(dest='command', required=True, parser_class=Parser)
-    for name, text in (('train', 'train a policy'), ('demo', 'G2RPO on the embedded default, with base and tuned model compared')):
-        sub = commands.add_parser(name, help=text, description=text)
-        if name == 'train':
-            sub.add_argument('--preset', default='tiny', help='tiny, paper, official_script, dance_grpo_flux, mix_grpo_flux, flow_grpo_sd3 or dense_grpo_sd3')
-            sub.add_argument('--method', default=None, help='a row of the method table: g2rpo, dense_grpo, flow_grpo, dance_grpo, mix_grpo, ...')
-            sub.add_argument('--psi', default=None, help='noise levels that g2rpo calibrate wrote')
-            add_device(sub)
-        else: sub.add_argument('--eval-prompts', type=int, default=200, help='held-out prompts to score on, at most 200')
-        sub.add_argument('--out', required=name == 'train', help='new folder for config, metrics and weights')
-        add_flags(sub, CONFIG_FLAGS if name == 'train' else {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group')})
-        add_flags(sub, METHOD_FLAGS if name == 'train' else {k: METHOD_FLAGS[k] for k in ('granularities', 'eta')})
+    sub = commands.add_parser('train', help='train a policy', description='Train a policy.')
+    add_run(sub)
+    sub.add_argument('--out', required=True, help='new folder for config, metrics and weights')
+    sub = commands.add_parser('doctor', help='say whether this machine can run a preset', description='Look at packages, devices, checkpoints, prompts, memory and disk, take one real step, and count what the run will cost. Exit code 1 if something is missing.')
+    add_run(sub)
+    sub.add_argument('--processes', type=int, default=None, help='that will share the work; default: the GPUs here')
+    sub.add_argument('--out', default='runs', help='folder of runs, for its disk')
+    sub = commands.add_parser('demo', help='G2RPO on the embedded default, with base and tuned model compared', description='G2RPO on the embedded default.')
+    sub.add_argument('--eval-prompts', type=int, default=200, help='held-out prompts to score on, at most 200')
+    sub.add_argument('--out', default=None, help='new folder; default: under runs')
+    add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group')}); add_flags(sub, {k: METHOD_FLAGS[k] for k in ('granularities', 'eta')})
     sub = commands.add_parser('calibrate', help='find how much noise each step should get, for dense_grpo', description='Calibrate ψ(t) by the signs of the gains (DenseGRPO, Algorithm 1).')
     sub.add_argument('--preset', default='tiny', help='tiny, dense_grpo_sd3, paper, ...: model, prompts, reward and grid')
     sub.add_argument('--out', required=True, help='new JSON file; its picture goes beside it')
     add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch', 'cfg', 'shift', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')}); add_flags(sub, CALIBRATION_FLAGS)
     add_device(sub)
-    for name, text in (('fetch', 'download the checkpoint of a scorer and convert it'), ('convert', 'bring in the files of a scorer that are already here, pickles as safetensors')):
+    for name, text in (('fetch', 'download the checkpoint of a scorer and convert it, or a set of prompts'), ('convert', 'bring in files of a scorer or of a set of prompts that are already here, pickles as safetensors')):
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or aesthetic')
-        if name == 'convert': sub.add_argument('files', help='folder with the published files, or the file with the weights')
+        sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or aesthetic; or a set of prompts such as hpdv2_train')
+        if name == 'convert': sub.add_argument('files', nargs='+', help='folder with the published files, or the file with the weights; of a set of prompts its files')
         sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
     sub = commands.add_parser('evaluate', help='score the base model and weights from a run, paired', description='Score base and tuned model, paired.')
     sub.add_argument('run', help='folder of a finished run')
-    sub.add_argument('--prompts', default=None, help='text file with one prompt a line; default: the embedded held-out ones')
+    sub.add_argument('--prompts', default=None, help='a set such as hpdv2_test, or a file with one prompt a line; default: the embedded held-out ones')
     sub.add_argument('--scorers', type=names, default=('ppocr6', 'ddddocr'), help='as --rewards of train')
     sub.add_argument('--T', type=int, default=16, help='steps of the deterministic sampler')
     sub.add_argument('--seeds', type=numbers, default=(0, 1), help='noise seeds, such as 0,1')
@@ -143,7 +150,8 @@ def run_train(args) -> None:
     cfg = config(args)
     from g2rpo.config import open_policy
     from g2rpo.reward import load_rewards
-    from g2rpo.trainer import load_prompts, train
+    from g2rpo.prompts import load_prompts
+    from g2rpo.trainer import train
     prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args))
     log = train(cfg, open_policy(cfg, device(args)), rewards, prompts, args.out)
     print(f'{len(log)} iterations, {log[-1]["equivalents"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
@@ -155,7 +163,7 @@ def run_calibrate(args) -> None:
     cfg, cal = config(args), Calibration(**given(args, CALIBRATION_FLAGS))
     from g2rpo.config import open_policy
     from g2rpo.reward import load_rewards
-    from g2rpo.trainer import load_prompts
+    from g2rpo.prompts import load_prompts
     if Path(args.out).exists(): raise InputError(f'out={args.out!r} exists; choose another file.')
     if len(cfg.rewards) != 1: raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
     prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args)).values()
@@ -176,7 +184,7 @@ def run_evaluate(args) -> None:
     from g2rpo.policy import load_policy, load_weights
     from g2rpo.reward import load_rewards
     from g2rpo.tiny import prompts
-    from g2rpo.trainer import load_prompts
+    from g2rpo.prompts import load_prompts
     cfg = json.loads((run/'config.json').read_text())
     words = load_prompts(args.prompts, args.scorers) if args.prompts else prompts('test')
     protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers)
@@ -195,28 +203,47 @@ def run_demo(args) -> None:
     while not args.out and out.exists(): out, n = Path(f'runs/demo-seed{cfg.seed}-{n}'), n + 1
     demo.run_demo(cfg, out, args.eval_prompts)
 
+def run_doctor(args) -> int:
+    "`g2rpo doctor`."
+    cfg = config(args)
+    import torch
+    from g2rpo.doctor import examine
+    at = torch.device(device(args))
+    if args.processes is not None and args.processes < 1: raise InputError(f'processes={args.processes} must be at least 1.')
+    fine, processes = True, args.processes or (torch.cuda.device_count() if at.type == 'cuda' else 1)
+    for finding in examine(cfg, at, processes, args.out):
+        fine &= finding.fine
+        print(finding, flush=True)
+    print(f'This machine can run {cfg.preset}.' if fine else f'This machine cannot run {cfg.preset} yet.')
+    return 0 if fine else 1
+
 def run_fetch(args) -> None:
     "`g2rpo fetch`."
     from g2rpo.asset import fetch
-    print(f'{args.asset} is in {fetch(args.asset, args.out)}')
+    from g2rpo.prompts import SETS, fetch_prompts
+    print(f'{args.asset} is in {fetch_prompts(args.asset) if args.asset in SETS else fetch(args.asset, args.out)}')
 
 def run_convert(args) -> None:
     "`g2rpo convert`."
+    from pathlib import Path
     from g2rpo.asset import convert
-    print(f'{args.asset} is in {convert(args.asset, args.files, args.out)}')
+    from g2rpo.prompts import SETS, keep
+    if args.asset in SETS: print(f'{args.asset} is in {keep(args.asset, [Path(file) for file in args.files])}')
+    elif len(args.files) > 1: raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, or the one with its weights.')
+    else: print(f'{args.asset} is in {convert(args.asset, args.files[0], args.out)}')
 
-COMMANDS = dict(train=run_train, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)
+COMMANDS = dict(train=run_train, doctor=run_doctor, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)
 
 def main(argv=None) -> int:
-    "Entry point: 0 done, 1 a run that stopped itself, 2 input that cannot work, 130 stopped by hand with nothing to keep."
+    "Entry point: 0 done, 1 a run that stopped itself or a doctor that found something, 2 input that cannot work, 130 stopped by hand with nothing to keep."
     args = parser().parse_args(argv)
-    try: COMMANDS[args.command](args)
+    try: code = COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print('g2rpo: stopped by hand.', file=sys.stderr)
         return 130
     except (InputError, RunStopped) as error:
         print(f'g2rpo: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    return code or 0
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # `python -m g2rpo.cli`, not the notebook

@@ -24,7 +24,7 @@ class Config:
     height: int = 24                         # pixels
     width: int = 48                          # pixels
     max_tokens: int = 16                     # text tokens of the T5 encoder (512 in Flux.1-dev)
-    prompts: str = 'tiny'                    # the embedded training prompts, or a text file with one a line
+    prompts: str = 'tiny'                    # the embedded ones, a set by name, or a file
     rewards: tuple[str, ...] = ('ppocr6',)   # scorers to train on
     weights: tuple[float, ...] = ()          # of the scorers; empty: 1 each (G²RPO)
     mix: str = 'advantage'                   # what is weighted and summed, advantages (G²RPO) or raw rewards (Flow-GRPO)
@@ -72,7 +72,7 @@ def tiny(**changes) -> Config:
 
 def paper(**changes) -> Config:
     "G²RPO on Flux.1-dev, HPS and CLIP, as in the paper's tables (§4.1): 16 GPUs with a prompt each, 300 iterations, all weights."
-    return replace(Config(preset='paper', model='black-forest-labs/FLUX.1-dev', height=720, width=720, max_tokens=512, prompts='prompts.txt', rewards=('hps21', 'clip'),
+    return replace(Config(preset='paper', model='black-forest-labs/FLUX.1-dev', height=720, width=720, max_tokens=512, prompts='hpdv2_train', rewards=('hps21', 'clip'),
         T=16, group=12, prompts_per_iteration=16, iterations=300, seed=42, lr=2e-6, encoder_dtype='bf16', offload=True, checkpointing=True, batch=12, grad_batch=1), **changes)
 
 def official_script(**changes) -> Config:
@@ -89,7 +89,7 @@ def mix_grpo_flux(**changes) -> Config:
 
 def flow_grpo_sd3(**changes) -> Config:
     "Flow-GRPO on SD3.5-M with PickScore (its §5 and scripts): 48 groups of 24, LoRA, guidance 4.5, the pipeline's own grid; reward divided by 26. The scripts compute in fp16."
-    return replace(Config(preset='flow_grpo_sd3', model='stabilityai/stable-diffusion-3.5-medium', height=512, width=512, max_tokens=256, prompts='prompts.txt', rewards=('pickscore',), weights=(1/26,),
+    return replace(Config(preset='flow_grpo_sd3', model='stabilityai/stable-diffusion-3.5-medium', height=512, width=512, max_tokens=256, prompts='pickscore_train', rewards=('pickscore',), weights=(1/26,),
         mix='reward', method=replace(METHODS['flow_grpo'], beta=.01), T=10, group=24, prompts_per_iteration=48, iterations=4500, seed=42, lr=3e-4, lora_rank=32, lora_alpha=64, shift=None, cfg=4.5,
         dtype='bf16', encoder_dtype='bf16', offload=True, batch=24, grad_batch=12), **changes)
 

@@ -84,7 +84,7 @@ def put(policy, saved: dict) -> None:
 def run_job(job: Job, folder, threads: int = 0) -> dict:
     "Train and score a job, or load what it gave before. The file appears whole or not at all."
     from g2rpo.reward import load_rewards
-    from g2rpo.trainer import load_prompts
+    from g2rpo.prompts import load_prompts
     if (file := job.file(folder)).exists(): return json.loads(file.read_text())
     if threads: torch.set_num_threads(threads)
     cfg, began = job.cfg, time.time()

@@ -1,0 +1,73 @@
+"What a run will need, against what it took; and what the doctor says of machines and folders that cannot."
+import json
+
+import pytest
+from g2rpo.cli import main
+from g2rpo.config import open_policy, tiny
+from g2rpo.memory import estimate, measured
+from g2rpo.method import METHODS
+from g2rpo.random_pipelines import random_pipeline
+from g2rpo.trainer import train
+
+def brightness(images, prompts): return images.mean((1, 2, 3))
+
+WORDS = [f'a sign that says "{i}" in red' for i in range(4)]
+
+def middling(folder):
+    "A Flux pipeline of 143 M parameters."
+    from diffusers import FluxTransformer2DModel
+    pipe = random_pipeline('flux')
+    pipe.transformer = FluxTransformer2DModel.from_config(dict(pipe.transformer.config) | dict(num_layers=2, num_single_layers=4, num_attention_heads=8, attention_head_dim=128, axes_dims_rope=(16, 56, 56)))
+    pipe.save_pretrained(folder)
+    return str(folder)
+
+SHORT = dict(iterations=2, rewards=('test:brightness',))
+CASES = dict(
+    tiny=dict(T=6, group=4), lora=dict(T=6, group=4, lora_rank=8, precision='no'), dense=dict(T=6, group=4, method=METHODS['dense_grpo']),
+    middling=dict(T=4, group=3, prompts_per_iteration=2, grad_batch=1, batch=6, height=48, width=96), checkpointed=dict(T=4, group=3, prompts_per_iteration=2, batch=6, height=48, width=96, checkpointing=True, lora_rank=16, dtype='bf16'))
+
+@pytest.mark.parametrize('case', CASES)
+def test_the_estimate_is_within_15_percent_of_the_peak(case, tmp_path):
+    model = middling(tmp_path/'middling') if 'height' in CASES[case] else 'tiny'
+    cfg = tiny(**SHORT, **CASES[case], model=model)
+    policy = open_policy(cfg)
+    found, said = measured(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS)), estimate(cfg).total
+    print(f'{case}: estimate {said/2**20:.0f} MiB, measured {found/2**20:.0f} MiB, ratio {said/found:.3f}')
+    assert abs(said/found - 1) < .15
+
+def test_sd3_is_planned_for_like_flux(tmp_path):
+    random_pipeline('sd3').save_pretrained(tmp_path/'sd3')
+    cfg = tiny(**SHORT, T=4, group=3, cfg=2., model=str(tmp_path/'sd3'))
+    policy = open_policy(cfg)
+    found = measured(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS))
+    assert abs(estimate(cfg).total/found - 1) < .15
+
+def test_a_machine_that_can(capsys):
+    assert main(['doctor']) == 0
+    said = capsys.readouterr().out
+    assert 'This machine can run tiny.' in said and 'FAIL' not in said and 'first ratio 1 to the last bit' in said
+
+def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
+    folder = tmp_path/'flux'
+    random_pipeline('flux').save_pretrained(folder)
+    for file in (folder/'vae').glob('*.safetensors'): file.unlink()
+    assert main(['doctor', '--model', str(folder), '--rewards', 'pickscore', '--prompts', 'hpdv2_test']) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('FAIL')]
+    assert len(failed) == 3 and 'lacks the weights of vae' in failed[0] and 'g2rpo fetch pickscore' in failed[1] and 'g2rpo fetch hpdv2_test' in failed[2]
+
+@pytest.mark.parametrize('reward, word', [('test_doctor:same', 'same reward'), ('test_doctor:missing', 'cannot be loaded')])
+def test_a_reward_that_cannot_teach(capsys, monkeypatch, reward, word):
+    monkeypatch.syspath_prepend(__file__.rsplit('/', 1)[0])
+    assert main(['doctor', '--rewards', reward]) == 1
+    assert word in capsys.readouterr().out
+
+def same(images, prompts): return images.mean((1, 2, 3))*0
+
+def test_prompt_sets_are_brought_in_and_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
+    (tmp_path/'test.json').write_text(json.dumps([dict(prompt=w) for w in WORDS]))
+    assert main(['convert', 'hpdv2_test', str(tmp_path/'test.json')]) == 0
+    assert main(['train', '--prompts', 'hpdv2_test', '--T', '4', '--group', '2', '--iterations', '1', '--prompts-per-iteration', '2', '--out', str(tmp_path/'run')]) == 0
+    assert main(['train', '--prompts', 'ocr_train', '--out', str(tmp_path/'never')]) == 2 and not (tmp_path/'never').exists()
+    assert 'g2rpo fetch ocr_train' in capsys.readouterr().err
