@@ -73,3 +73,32 @@ def test_letterbox_is_torchvisions():
         small = tv.resize(x, new, InterpolationMode.BICUBIC) if scale != 1 else x
         h, w = 224 - new[0], 224 - new[1]
         torch.testing.assert_close(letterbox(shots(*shape)), normalised(tv.pad(small, [w//2, h//2, w - w//2, h - h//2])), rtol=0, atol=1e-5)
+
+@pytest.fixture
+def hps_package(tmp_path):
+    "A copy of the hpsv2 package's own open_clip, with the vocabulary that its wheel lacks. Install it with `pip install --no-deps hpsv2==1.2.0` in an environment of its own."
+    import importlib.util
+    import shutil
+    import sys
+    from pathlib import Path
+    spec = importlib.util.find_spec('hpsv2')
+    if spec is None: pytest.skip('hpsv2 is not installed; its pins (pytest 7, protobuf 3) exclude it beside current packages')
+    copy = tmp_path/'hps_theirs'
+    shutil.copytree(Path(spec.submodule_search_locations[0])/'src'/'open_clip', copy)
+    shutil.copy(Path(open_clip.__file__).parent/'bpe_simple_vocab_16e6.txt.gz', copy)
+    sys.path.insert(0, str(tmp_path))
+    try: yield importlib.import_module('hps_theirs')
+    finally: sys.path.remove(str(tmp_path))
+
+def test_hps_equals_the_hpsv2_package(hps_package, tmp_path):
+    "The package's model, tokenizer and preprocessing, as its img_score uses them, on the same 986 M random weights."
+    torch.manual_seed(0)
+    theirs, _, prepare = hps_package.create_model_and_transforms('ViT-H-14', None, precision='fp32', device='cpu', jit=False, force_quick_gelu=False, force_custom_text=False, force_patch_dropout=False,
+        force_image_size=None, pretrained_image=False, image_mean=None, image_std=None, light_augmentation=True, aug_cfg={}, output_dict=True, with_score_predictor=False, with_region_predictor=False)
+    torch.save(dict(state_dict=theirs.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
+    ours = hps21(convert('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
+    images, words = shots(96, 128)[:2], WORDS[:2]
+    with torch.no_grad():
+        out = theirs.eval()(torch.stack([prepare(p) for p in pictures(images)]), hps_package.get_tokenizer('ViT-H-14')(words))
+        wanted = (out['image_features'] @ out['text_features'].T).diagonal()
+    torch.testing.assert_close(ours(images, words), wanted, rtol=0, atol=1e-4)
