@@ -45,7 +45,7 @@ def shift(text: str) -> float | str:
 CONFIG_FLAGS = {  # field of Config: (type, help)
     'model': (str, 'tiny, a diffusers pipeline folder, or a hub name'), 'height': (int, 'pixels'), 'width': (int, 'pixels'),
     'max_tokens': (int, 'longest prompt, in T5 tokens'),
-    'prompts': (str, 'tiny, a set such as hpdv2_train, or a file with one prompt a line'), 'rewards': (names, 'ppocr6, ppocr4, ddddocr, colour or module:function; several with commas'),
+    'prompts': (str, 'tiny, a set such as hpdv2_train, or a file with one prompt a line'), 'rewards': (names, 'ppocr6, ddddocr, ocr, hps21, clip, pickscore, imagereward, ..., or module:function; several with commas'),
     'weights': (floats, 'of the scorers, such as 1,0.5'), 'mix': (str, 'advantage or reward: what is weighted and summed'),
     'T': (int, 'steps of the time grid'), 'group': (int, 'directions per prompt and step, G'),
     'prompts_per_iteration': (int, 'over all processes'), 'iterations': (int, 'rollouts and updates'), 'seed': (int, 'keys all randomness'),
@@ -183,13 +183,14 @@ def run_evaluate(args) -> None:
     from g2rpo.evaluate import Protocol, evaluate, paired_gain
     from g2rpo.policy import load_policy, load_weights
     from g2rpo.reward import load_rewards
+    from g2rpo.scorer import checkpoints
     from g2rpo.tiny import prompts
     from g2rpo.prompts import load_prompts
     cfg = json.loads((run/'config.json').read_text())
     words = load_prompts(args.prompts, args.scorers) if args.prompts else prompts('test')
-    protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers)
     same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'cfg', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg}
     policy, scorers = load_policy(**same, device=device(args)), load_rewards(args.scorers, device(args))
+    protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers, checkpoints(scorers))
     base, tuned = evaluate(policy, protocol, scorers), evaluate(load_weights(policy, run/'weights'), protocol, scorers)
     print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps')
     for name in scorers: print(f'{name:14}{paired_gain(base[name], tuned[name])}')

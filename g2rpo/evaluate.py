@@ -29,10 +29,12 @@ class Protocol:
     height: int = 24            # pixels
     width: int = 48             # pixels
     scorers: tuple[str, ...] = ('ppocr6', 'ddddocr')
+    checkpoints: tuple[str, ...] = ()   # sha256 of the scorers' weights, or what a server is asked, where there are such
 
     def id(self) -> str:
         "Twelve hexadecimal digits that change with any field."
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        said = {name: value for name, value in asdict(self).items() if name != 'checkpoints' or value}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/10_evaluate.ipynb #cell-06
 def generate(policy, prompts: list[str], seed: int, T: int, batch: int = 64, ledger: Ledger | None = None) -> Tensor:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXTRA', 'INSTALL', 'READERS', 'PACKAGES', 'SCORERS', 'checked', 'eight_bit', 'target', 'package_file', 'PaddleReader',
-           'string_probability', 'edit_distance', 'DdddReader', 'exact', 'ink_colour', 'colour_agreement', 'saturation',
-           'edge_density', 'installed_readers', 'load_rewards']
+           'string_probability', 'edit_distance', 'DdddReader', 'agreement', 'PageReader', 'exact', 'ink_colour',
+           'colour_agreement', 'saturation', 'edge_density', 'installed_readers', 'load_rewards']
 
 # %% ../nbs/04_reward.ipynb #cell-02
 import importlib
@@ -122,6 +122,28 @@ class DdddReader:
         return torch.tensor([max(0., 1 - edit_distance(r, t)/len(t)) for r, t in zip(self.read(images), map(target, prompts))])
 
 # %% ../nbs/04_reward.ipynb #cell-19
+def agreement(read: str, wanted: str) -> float:
+    "1 where `wanted` stands in `read`, else max(0, 1 - edit distance / length), spaces and case apart (Flow-GRPO)."
+    read, wanted = (text.replace(' ', '').lower() for text in (read, wanted))
+    return 1. if wanted in read else max(0., 1 - edit_distance(read, wanted)/len(wanted))
+
+class PageReader:
+    "Text anywhere in a picture: detection, then recognition."
+    def __init__(self):
+        if importlib.util.find_spec('rapidocr') is None: raise InputError(f'the package rapidocr is not installed; run: {EXTRA}')
+        from rapidocr import RapidOCR
+        self.engine = RapidOCR(params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': torch.get_num_threads()})
+
+    def read(self, images: Tensor) -> list[str]:
+        "The lines of each image, joined."
+        pages = eight_bit(images).flip(1).permute(0, 2, 3, 1).cpu().numpy()          # the engine wants blue first
+        return [' '.join(self.engine(page).txts or ()) for page in pages]
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
+        "Reward: `agreement` with the prompt's target, (B,)."
+        return torch.tensor([agreement(r, t) for r, t in zip(self.read(images), map(target, prompts))])
+
+# %% ../nbs/04_reward.ipynb #cell-23
 def exact(reader):
     "Scorer that gives 1 where `reader` reads exactly the target."
     return lambda images, prompts: torch.tensor([float(r == target(p)) for r, p in zip(reader.read(images), prompts)])
@@ -149,9 +171,9 @@ def edge_density(images: Tensor, prompts=None) -> Tensor:
     "Mean absolute horizontal and vertical difference, (B,): rises with texture, falls with blur."
     return images.diff(dim=-1).abs().mean((1, 2, 3)) + images.diff(dim=-2).abs().mean((1, 2, 3))
 
-# %% ../nbs/04_reward.ipynb #cell-21
-READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, colour=lambda: colour_agreement)
-PACKAGES = dict(ppocr6='rapidocr', ppocr4='rapidocr_onnxruntime', ddddocr='ddddocr')
+# %% ../nbs/04_reward.ipynb #cell-25
+READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, ocr=PageReader, colour=lambda: colour_agreement)
+PACKAGES = dict(ppocr6='rapidocr', ppocr4='rapidocr_onnxruntime', ddddocr='ddddocr', ocr='rapidocr')   # readers, which score by a target
 
 def installed_readers() -> list[str]:
     "The readers whose packages are installed."

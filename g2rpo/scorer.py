@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'OUTSIDE', 'INSIDE', 'LOADERS', 'pictures', 'normalised', 'letterbox', 'cut_square', 'Scorer',
            'ClipScorer', 'open_clip', 'fill', 'hps21', 'clip_score', 'PickScore', 'renamed', 'BlipReward',
-           'ImageReward', 'Aesthetic']
+           'ImageReward', 'Aesthetic', 'checkpoints']
 
 # %% ../nbs/04_scorer.ipynb #cell-02
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .asset import find, load_weights_of
+from .asset import NEEDS, find, load_weights_of, manifest
 from .check import InputError
 from .reward import eight_bit
-from .server import geneval, unified_reward
+from .server import UnifiedReward, geneval, unified_reward
 
 # %% ../nbs/04_scorer.ipynb #cell-05
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)   # OpenAI CLIP's
@@ -181,3 +181,8 @@ class Aesthetic(Scorer):
         return self.head(F.normalize(self.model(cut_square(images, self.model.config.image_size, int).to(self.device)).image_embeds, dim=-1))[:, 0]
 
 LOADERS = dict(hps21=hps21, clip=clip_score, clip384=lambda **kw: clip_score('clip_dfn384', **kw), pickscore=PickScore, imagereward=ImageReward, aesthetic=Aesthetic, unified_reward=unified_reward, geneval=geneval)
+
+def checkpoints(scorers: dict) -> tuple[str, ...]:
+    "What a number by these loaded scorers depends on besides their names: sha256 of their weights, or what a server is asked."
+    weights = [f'{asset} {name} {file["sha256"]}' for scorer in scorers for asset in NEEDS.get(scorer, ()) for name, file in manifest(asset).items()]
+    return (*weights, *(f'{name} {scorer.id}' for name, scorer in scorers.items() if isinstance(scorer, UnifiedReward)))
