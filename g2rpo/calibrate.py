@@ -16,7 +16,8 @@ from .evaluate import code_version
 from .method import METHODS, Method
 from .rollout import Ledger, rollout
 from .step_reward import CREDITS, CRITERIA, PSI_KINDS, Psi, adjust
-from .trainer import pick, score
+from .trainer import pick
+from .update import score
 
 # %% ../nbs/09_calibrate.ipynb #cell-05
 BOUNDS = .05, 1.5   # of ψ as a multiplier (ours)

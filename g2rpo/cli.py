@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONFIG_FLAGS', 'METHOD_FLAGS', 'CALIBRATION_FLAGS', 'COMMANDS', 'numbers', 'floats', 'names', 'indices', 'yes',
-           'shift', 'Parser', 'add_flags', 'add_device', 'add_run', 'parser', 'given', 'config', 'device', 'run_train',
-           'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor', 'run_fetch', 'run_convert', 'main']
+           'shift', 'Parser', 'add_flags', 'add_device', 'add_run', 'parser', 'given', 'config', 'device', 'overrides',
+           'run_config', 'run_train', 'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor', 'run_fetch',
+           'run_convert', 'main']
 
 # %% ../nbs/12_cli.ipynb #cell-02
 import argparse
@@ -54,6 +55,7 @@ CONFIG_FLAGS = {  # field of Config: (type, help)
     'cfg': (float, 'classifier-free guidance in rollout and training, 1: none'), 'shift': (shift, 'of the training grid; own: the grid of the pipeline'),
     'dtype': (str, 'fp32 or bf16 (LoRA only): the stored transformer'), 'encoder_dtype': (str, 'fp32 or bf16: text encoders and VAE'), 'offload': (yes, 'yes: text encoders and VAE in main memory while not used'),
     'cache': (str, 'folder for encoded prompts'), 'revision': (str, 'commit of a hub model'), 'checkpointing': (yes, 'yes: activations computed again in the backward pass'),
+    'save_every': (int, 'iterations between checkpoints, 0: none'), 'keep': (int, 'checkpoints that are kept'), 'skips': (int, 'groups and steps that may be left out because they were not finite'), 'patience': (int, 'seconds that processes wait for one another'),
     'attention': (str, 'attention backend, by the name diffusers gives it'), 'compiled': (yes, 'yes: torch.compile of the repeated blocks')}
 METHOD_FLAGS = {  # field of Method: (type, help)
     'granularities': (numbers, 'strides of the completions, such as 1,2,3'), 'steps': (indices, 'indices that take noise: half, all, or such as 0,1,2'),
@@ -88,7 +90,9 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest='command', required=True, parser_class=Parser)
     sub = commands.add_parser('train', help='train a policy', description='Train a policy.')
     add_run(sub)
-    sub.add_argument('--out', required=True, help='new folder for config, metrics and weights')
+    sub.add_argument('--out', required=True, help='folder for config, metrics, checkpoints and weights; new, or with --resume that of the run')
+    sub.add_argument('--resume', nargs='?', const='latest', default=None, metavar='ITERATION', help='go on from the last whole checkpoint, or from the one named; begins if there is none. The config is read from the folder, or held to what is typed')
+    sub.add_argument('--override', action='append', default=[], metavar='KEY=VALUE', help='change a value that may change within a run, such as iterations=600')
     sub = commands.add_parser('doctor', help='say whether this machine can run a preset', description='Look at packages, devices, checkpoints, prompts, memory and disk, take one real step, and count what the run will cost. Exit code 1 if something is missing.')
     add_run(sub)
     sub.add_argument('--processes', type=int, default=None, help='that will share the work; default: the GPUs here')
@@ -145,15 +149,40 @@ def device(args) -> str:
     if args.device == 'cuda' and found.type != 'cuda': raise InputError('device=cuda, but torch sees no GPU; use cpu.')
     return str(found)
 
+def overrides(args) -> dict:
+    "`--override KEY=VALUE` as values of the config."
+    out = {}
+    for text in args.override:
+        key, sign, value = text.partition('=')
+        if not sign or key not in CONFIG_FLAGS: raise InputError(f'override={text!r} is not KEY=VALUE with a key of the config.')
+        try: out[key] = CONFIG_FLAGS[key][0](value)
+        except (ValueError, argparse.ArgumentTypeError) as error: raise InputError(f'override={text!r}: {error}.') from error
+    return out
+
+def run_config(args):
+    "The config of `g2rpo train`: as typed, or that of the run which is to go on."
+    import json
+    from dataclasses import replace
+    from pathlib import Path
+    changes, file = overrides(args), Path(args.out)/'config.json'
+    if args.resume not in (None, 'latest') and not args.resume.isdigit(): raise InputError(f'resume={args.resume!r} is not the iteration of a checkpoint.')
+    if changes and not args.resume: raise InputError(f'override={args.override[0]!r} only makes sense with --resume; type the flag itself.')
+    typed = given(args, CONFIG_FLAGS) | given(args, METHOD_FLAGS) | given(args, ('method', 'psi'))
+    if args.resume and file.exists() and not typed and args.preset == 'tiny':
+        from g2rpo.folder import revived
+        try: return replace(revived(json.loads(file.read_text())), **changes)
+        except (json.JSONDecodeError, KeyError, TypeError) as error: raise InputError(f'{file} cannot be read ({error}); is it of another version?') from error
+    return replace(config(args), **changes)
+
 def run_train(args) -> None:
     "`g2rpo train`."
-    cfg = config(args)
+    cfg = run_config(args)
     from g2rpo.config import open_policy
     from g2rpo.reward import load_rewards
     from g2rpo.prompts import load_prompts
     from g2rpo.trainer import train
     prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args))
-    log = train(cfg, open_policy(cfg, device(args)), rewards, prompts, args.out)
+    log = train(cfg, open_policy(cfg, device(args)), rewards, prompts, args.out, resume=args.resume, override=overrides(args))
     print(f'{len(log)} iterations, {log[-1]["equivalents"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
 
 def run_calibrate(args) -> None:

@@ -52,6 +52,10 @@ class Config:
     compiled: bool = False                   # torch.compile of the repeated blocks
     batch: int = 64                          # samples in one forward pass
     grad_batch: int = 16                     # states in one pass with gradient, and in one of the trunk
+    save_every: int = 50                     # iterations between checkpoints (G²RPO), 0: none
+    keep: int = 2                            # checkpoints that are kept
+    skips: int = 10                          # groups and optimiser steps that may be left out because they were not finite
+    patience: int = 1800                     # seconds that processes wait for one another
 
     def __post_init__(self):
         one_of('precision', self.precision, PRECISIONS); one_of('dtype', self.dtype, DTYPES); one_of('encoder_dtype', self.encoder_dtype, DTYPES)
@@ -62,6 +66,7 @@ class Config:
         at_least('group', self.group, 2, 'an advantage compares the members of a group')
         at_least('T', self.T, 2, 'noise takes one step and a completion the others')
         for name in ('prompts_per_iteration', 'iterations', 'batch', 'grad_batch', 'height', 'width'): at_least(name, getattr(self, name), 1)
+        at_least('keep', self.keep, 2, 'a damaged checkpoint needs one before it'); at_least('save_every', self.save_every, 0); at_least('skips', self.skips, 0); at_least('patience', self.patience, 1)
         at_least('lora_rank', self.lora_rank, 0); above('lr', self.lr, 0); above('max_grad_norm', self.max_grad_norm, 0); at_least('cfg', self.cfg, 1, '1 is no guidance')
         self.method.check(self.T, self.group)
 

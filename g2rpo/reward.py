@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from .check import InputError
 
 # %% ../nbs/04_reward.ipynb #cell-05
-def checked(name: str, reward, images: Tensor, prompts: list[str]) -> Tensor:
-    "Rewards (B,) float32 on the CPU from `reward`, refused if they are not one finite number per image."
+def checked(name: str, reward, images: Tensor, prompts: list[str], finite: bool = True) -> Tensor:
+    "Rewards (B,) float32 on the CPU from `reward`, refused if they are not one number per image, finite if asked."
     said = reward(images, prompts)
     try: out = torch.as_tensor(said).detach().float().cpu()
     except (TypeError, ValueError, RuntimeError) as error: raise InputError(f'reward {name!r} returned a {type(said).__name__}; it must return a tensor ({len(images)},).') from error
     if out.shape != (len(images),):
         raise InputError(f'reward {name!r} returned shape {tuple(out.shape)} for {len(images)} images; it must return ({len(images)},).')
-    if not out.isfinite().all():
+    if finite and not out.isfinite().all():
         raise InputError(f'reward {name!r} returned {out[~out.isfinite()][0].item()}, which is not finite, for the prompt {prompts[int((~out.isfinite()).nonzero()[0])]!r}.')
     return out
 

@@ -81,7 +81,7 @@ def test_masked_groups_leave_the_mean(policy):
     "With one of two groups constant, the masked gradient is twice the unmasked one."
     from accelerate import Accelerator
     from g2rpo.rollout import Ledger, rollout
-    from g2rpo.trainer import Tuning, update
+    from g2rpo.update import Tuning, update
     norms = []
     for mask in (False, True):
         cfg, params = tiny(**SMALL | dict(max_grad_norm=1e9, method=replace(SMALL['method'], update='accumulate', mask_constant=mask))), list(policy.pipe.transformer.requires_grad_(True).parameters())
@@ -102,7 +102,7 @@ def test_engine_equals_naive_loop_on_the_pipeline(policy):
 def test_scores_belong_to_their_prompt_and_direction():
     "A latent says who it is, a reward reads that and its prompt: every entry of the table is where it should be."
     from g2rpo.rollout import Ledger, Rollout
-    from g2rpo.trainer import score
+    from g2rpo.update import score
     L, K, P, G = 2, 3, 4, 5
     who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
     class Plain:
@@ -115,7 +115,7 @@ def test_silent_step_is_skipped_and_a_silent_iteration_stops(policy):
     "Groups that are constant at one step only: no optimiser step there, and no false alarm."
     from accelerate import Accelerator
     from g2rpo.rollout import Ledger, rollout
-    from g2rpo.trainer import Tuning, update
+    from g2rpo.update import Tuning, update
     cfg, params = tiny(**SMALL), list(policy.pipe.transformer.requires_grad_(True).parameters())
     tuning = Tuning(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
@@ -244,7 +244,7 @@ def test_ctrl_c_keeps_what_it_has(tmp_path):
     try: said, errors = run.communicate(timeout=60)
     finally: run.kill()
     assert run.returncode == 0, errors
-    assert 'Stopped by hand after' in said and 'Traceback' not in errors
+    assert 'Stopped by SIGINT after' in said and 'same command and --resume' in said and 'Traceback' not in errors
     assert len((out/'metrics.jsonl').read_text().splitlines()) >= 2 and any((out/'weights').iterdir())
 
 def test_help_is_fast():
