@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'flush', 'write_tensors', 'digest', 'write', 'damage', 'steps', 'name', 'latest', 'set_aside', 'prune',
-           'whole', 'put', 'tensors', 'restore', 'random_states', 'set_random_states']
+           'whole', 'local', 'put', 'tensors', 'restore', 'random_states', 'set_random_states']
 
 # %% ../nbs/08_checkpoint.ipynb #cell-02
 import hashlib
@@ -115,6 +115,10 @@ def whole(t: Tensor) -> Tensor:
     "A tensor that is split over processes, put together."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
 
+def local(t: Tensor) -> Tensor:
+    "The part of a tensor that this process holds."
+    return t.to_local() if hasattr(t, 'to_local') else t
+
 def put(into: Tensor, value: Tensor) -> None:
     "Copy a whole tensor into `into`, of which this process may hold a part."
     if hasattr(into, 'full_tensor'):
@@ -143,7 +147,8 @@ def restore(place: Path, names: list[str], params: list[Tensor], optimizer, aver
         fields = [key.removesuffix(f' {n}') for key in where if key.endswith(f' {n}') and not key.startswith(('param ', 'average '))]
         for field in fields:
             kept = get(f'{field} {n}')
-            optimizer.state[p][field] = kept if kept.ndim == 0 else torch.zeros_like(p)
+            fused = optimizer.param_groups[0].get('fused')                 # such a one counts its steps on the device
+            optimizer.state[p][field] = torch.zeros_like(p) if kept.ndim else kept.to(p.device) if fused else kept
             if kept.ndim: put(optimizer.state[p][field], kept)
     for n, p in zip(names, average.shadow_params if average else ()): put(p, get(f'average {n}'))
 

@@ -55,7 +55,7 @@ CONFIG_FLAGS = {  # field of Config: (type, help)
     'cfg': (float, 'classifier-free guidance in rollout and training, 1: none'), 'shift': (shift, 'of the training grid; own: the grid of the pipeline'),
     'dtype': (str, 'fp32 or bf16 (LoRA only): the stored transformer'), 'encoder_dtype': (str, 'fp32 or bf16: text encoders and VAE'), 'offload': (yes, 'yes: text encoders and VAE in main memory while not used'),
     'cache': (str, 'folder for encoded prompts'), 'revision': (str, 'commit of a hub model'), 'checkpointing': (yes, 'yes: activations computed again in the backward pass'),
-    'save_every': (int, 'iterations between checkpoints, 0: none'), 'keep': (int, 'checkpoints that are kept'), 'skips': (int, 'groups and steps that may be left out because they were not finite'), 'patience': (int, 'seconds that processes wait for one another'),
+    'shard': (yes, 'yes: all weights split over processes'), 'save_every': (int, 'iterations between checkpoints, 0: none'), 'keep': (int, 'checkpoints that are kept'), 'skips': (int, 'groups and steps that may be left out because they were not finite'), 'patience': (int, 'seconds that processes wait for one another'),
     'attention': (str, 'attention backend, by the name diffusers gives it'), 'compiled': (yes, 'yes: torch.compile of the repeated blocks')}
 METHOD_FLAGS = {  # field of Method: (type, help)
     'granularities': (numbers, 'strides of the completions, such as 1,2,3'), 'steps': (indices, 'indices that take noise: half, all, or such as 0,1,2'),
@@ -142,10 +142,11 @@ def config(args):
     if values.get('shift') == 'own': values['shift'] = None
     return replace(cfg, **values, method=replace(method, **changes))
 
-def device(args) -> str:
-    "This process's device: the CPU if asked for, else its own GPU where there is one."
+def device(args, patience: int = 1800) -> str:
+    "This process's device: the CPU if asked for, else its own GPU where there is one. Processes meet here, and wait `patience` seconds for one another from now on."
+    from datetime import timedelta
     from accelerate import PartialState
-    found = PartialState(cpu=args.device == 'cpu').device
+    found = PartialState(cpu=args.device == 'cpu', timeout=timedelta(seconds=patience)).device
     if args.device == 'cuda' and found.type != 'cuda': raise InputError('device=cuda, but torch sees no GPU; use cpu.')
     return str(found)
 
@@ -181,8 +182,9 @@ def run_train(args) -> None:
     from g2rpo.reward import load_rewards
     from g2rpo.prompts import load_prompts
     from g2rpo.trainer import train
-    prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device(args))
-    log = train(cfg, open_policy(cfg, device(args)), rewards, prompts, args.out, resume=args.resume, override=overrides(args))
+    at = device(args, cfg.patience)
+    prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, at)
+    log = train(cfg, open_policy(cfg, at), rewards, prompts, args.out, resume=args.resume, override=overrides(args))
     print(f'{len(log)} iterations, {log[-1]["equivalents"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
 
 def run_calibrate(args) -> None:

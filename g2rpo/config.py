@@ -52,6 +52,7 @@ class Config:
     compiled: bool = False                   # torch.compile of the repeated blocks
     batch: int = 64                          # samples in one forward pass
     grad_batch: int = 16                     # states in one pass with gradient, and in one of the trunk
+    shard: bool = False                      # where all weights are trained: they, gradients and moments split over processes (FSDP2)
     save_every: int = 50                     # iterations between checkpoints (G²RPO), 0: none
     keep: int = 2                            # checkpoints that are kept
     skips: int = 10                          # groups and optimiser steps that may be left out because they were not finite
@@ -68,6 +69,7 @@ class Config:
         for name in ('prompts_per_iteration', 'iterations', 'batch', 'grad_batch', 'height', 'width'): at_least(name, getattr(self, name), 1)
         at_least('keep', self.keep, 2, 'a damaged checkpoint needs one before it'); at_least('save_every', self.save_every, 0); at_least('skips', self.skips, 0); at_least('patience', self.patience, 1)
         at_least('lora_rank', self.lora_rank, 0); above('lr', self.lr, 0); above('max_grad_norm', self.max_grad_norm, 0); at_least('cfg', self.cfg, 1, '1 is no guidance')
+        if self.shard and self.method.fraction < 1 and self.grad_batch > 1: raise InputError(f'shard=True and grad_batch={self.grad_batch} contradict each other where method.fraction={self.method.fraction}: members draw their steps, so processes would have different numbers of passes, and split weights are gathered by all of them in each; use grad_batch=1.')
         self.method.check(self.T, self.group)
 
 # %% ../nbs/08_config.ipynb #cell-07
@@ -78,7 +80,7 @@ def tiny(**changes) -> Config:
 def paper(**changes) -> Config:
     "G²RPO on Flux.1-dev, HPS and CLIP, as in the paper's tables (§4.1): 16 GPUs with a prompt each, 300 iterations, all weights."
     return replace(Config(preset='paper', model='black-forest-labs/FLUX.1-dev', height=720, width=720, max_tokens=512, prompts='hpdv2_train', rewards=('hps21', 'clip'),
-        T=16, group=12, prompts_per_iteration=16, iterations=300, seed=42, lr=2e-6, encoder_dtype='bf16', offload=True, checkpointing=True, batch=12, grad_batch=1), **changes)
+        T=16, group=12, prompts_per_iteration=16, iterations=300, seed=42, lr=2e-6, encoder_dtype='bf16', offload=True, checkpointing=True, shard=True, batch=12, grad_batch=1), **changes)
 
 def official_script(**changes) -> Config:
     "The paper's preset with the scripts' granularities {1, 2}."
@@ -86,7 +88,7 @@ def official_script(**changes) -> Config:
 
 def dance_grpo_flux(**changes) -> Config:
     "DanceGRPO's Flux script: as `paper` but for method and lr; 16 GPUs, T=16 where its paper has 25."
-    return replace(paper(preset='dance_grpo_flux', method=METHODS['dance_grpo'], lr=1e-5, grad_batch=4), **changes)
+    return replace(paper(preset='dance_grpo_flux', method=METHODS['dance_grpo'], lr=1e-5), **changes)
 
 def mix_grpo_flux(**changes) -> Config:
     "MixGRPO's Flux script: T=25, 32 GPUs with a prompt each, lr 1e-5."

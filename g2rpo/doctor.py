@@ -113,7 +113,7 @@ def memory(cfg: Config, device: torch.device, processes: int) -> Iterator[Findin
 
 def advice(cfg: Config, phase: str) -> str:
     "What would make a run smaller."
-    if not cfg.lora_rank: return 'Try --lora-rank 64 --dtype bf16: without gradients and moments of all weights.'
+    if not cfg.lora_rank: return 'Try --lora-rank 64 --dtype bf16: without gradients and moments of all weights' + ('.' if cfg.shard else '; or --shard yes on several GPUs.')
     if phase in ('rollout', 'decoding'): return f'Try a --batch below {cfg.batch}.'
     if not cfg.checkpointing: return 'Try --checkpointing yes.'
     return 'Try --offload yes.' if not cfg.offload else f'Try a --grad-batch below {cfg.grad_batch}.'

@@ -183,16 +183,15 @@ def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:
     return dict(numbers=sum(p.numel() for p in model.parameters()), tokens=tokens(policy), weights=size(model.parameters()) + size(model.buffers()), trained=size(params), vae=size(vae.parameters()) + size(vae.buffers()), block=max(blocks),
         backward=max(0, back - size(params)), step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy))
 
-def estimate(cfg: Config, world: int = 1, shards: int = 1, fused: bool = False) -> Estimate:
-    "What one of `world` processes needs to train `cfg`, its weights split over `shards` of them; `fused` as the optimiser is on a GPU."
-    method, prompts = cfg.method, -(-cfg.prompts_per_iteration//world)
+def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
+    "What one of `world` processes needs to train `cfg`; `fused` as the optimiser is on a GPU."
+    shards, method, prompts = world if cfg.shard and not cfg.lora_rank else 1, cfg.method, -(-cfg.prompts_per_iteration//world)
     states = cfg.group if method.explore == 'chain' else method.starts
     steps = optimiser_steps(method, used_steps(method, len(method.noisy_steps(cfg.T)), [str(p) for p in range(prompts)], states, cfg.seed, 0), cfg.grad_batch)
     t = trace(cfg, max(len(rows) for step in steps for _, rows in step), max(map(len, steps)) > 1)
     encoders = blueprint(cfg.model, cfg.revision).encoders*DTYPES[cfg.encoder_dtype].itemsize
-    half = 2 if cfg.precision == 'bf16' and cfg.dtype == 'fp32' else 1      # blocks are gathered in the precision that computes
     stays = dict(weights=t['weights']//shards, optimiser=2*t['trained']//shards, average=t['trained']//shards if method.ema else 0, reference=t['weights']//shards if method.kl and not cfg.lora_rank else 0,
-        scorers=sum(weight_of(name) for name in cfg.rewards), latents=prompts*t['latents'], blocks=2*t['block']//half if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
+        scorers=sum(weight_of(name) for name in cfg.rewards), latents=prompts*t['latents'], blocks=2*t['block'] if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
     phases = {'reading of text': {}, 'rollout': dict(activations=t['forward']), 'decoding': dict(activations=t['decode']),
         'gradient pass': dict(gradients=t['trained']//shards, activations=t['backward']), 'optimiser step': dict(gradients=t['trained']//shards, temporaries=0 if fused else t['step']//shards)}
     (phases['reading of text'] if cfg.offload else stays)['text encoders'] = encoders

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from .check import RunStopped
+from .checkpoint import local, whole
 from .config import Config
 from .loss import guarded, step_kl, surrogate
 from .reward import checked
@@ -81,22 +82,24 @@ def backward(policy, tuning: Tuning, roll: Rollout, j: int, rows: Tensor, advant
         ledger.forwards += len(x)*policy.passes
     tuning.accelerator.backward(loss.sum()/count)
     ledger.grad_forwards += len(x)*policy.passes
-    ratio = (new.detach() - old).exp()
-    return dict(loss=loss.detach().sum().item()/count, ratio=ratio, clipped=(ratio - 1)*adv.to(ratio).sign() > method.clip_range, kl=distance)   # clipped: gradient is zero there
+    shift = new.detach() - old
+    ratio = shift.exp()
+    return dict(loss=loss.detach().sum().item()/count, ratio=ratio, shift=shift.abs(), clipped=(ratio - 1)*adv.to(ratio).sign() > method.clip_range, kl=distance)   # clipped: gradient is zero there
 
 def apply(tuning: Tuning) -> float | None:
     "Clip, step, and make sure that the parameter with the largest gradient moved; the gradient norm. No step without a gradient, nor with one that is not finite: then None."
     cfg, params, optimizer = tuning.cfg, tuning.params, tuning.optimizer
-    norm = float(tuning.accelerator.clip_grad_norm_(params, cfg.max_grad_norm))
+    norm = float(whole(tuning.accelerator.clip_grad_norm_(params, cfg.max_grad_norm)))
     if not 0 < norm < float('inf'):
         optimizer.zero_grad()
         if norm != 0: tuning.skipped.append(f'gradient norm {norm} at optimiser step {tuning.steps}')
         return 0. if norm == 0 else None
     used = [p for p in params if p.grad is not None]
-    largest = used[int(torch.stack(torch._foreach_norm([p.grad for p in used])).argmax())]
+    largest = local(used[int(torch.stack([whole(n) for n in torch._foreach_norm([p.grad for p in used])]).argmax())])
     before = largest.detach().clone()
     optimizer.step(); optimizer.zero_grad()
-    if torch.equal(before, largest): raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
+    moved = tuning.accelerator.reduce(torch.tensor(float(not torch.equal(before, largest)), device=tuning.accelerator.device), 'sum')
+    if not moved: raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
     tuning.steps += 1
     if tuning.ema and tuning.steps % 8 == 0:                     # Flow-GRPO: every 8 steps, decay min((1+s)/(10+s), ema) at step s from 0
         tuning.ema.optimization_step = tuning.steps - 1
@@ -124,6 +127,6 @@ def update(policy, tuning: Tuning, roll: Rollout, advantage: Tensor, ledger: Led
         norms.append(apply(tuning))
     if not any(norms) and None not in norms: raise RunStopped('no gradient reached a parameter in a whole iteration; check what is trainable.')
     mean = lambda name: [torch.cat([part[name].float().flatten() for part in parts]).mean().item() for parts in seen]
-    out = dict(loss=[sum(part['loss'] for part in parts) for parts in seen], ratio=mean('ratio'), clipped=mean('clipped'),
+    out = dict(loss=[sum(part['loss'] for part in parts) for parts in seen], ratio=mean('ratio'), log_prob_shift=mean('shift'), clipped=mean('clipped'),
                ratio_spread=[max((part['ratio'] - 1).abs().max().item() for part in parts) for parts in seen], grad_norm=norms)
     return out | (dict(kl=mean('kl')) if tuning.cfg.method.kl else {})
