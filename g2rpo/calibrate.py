@@ -16,7 +16,7 @@ from .evaluate import code_version
 from .method import METHODS, Method
 from .rollout import Ledger, rollout
 from .step_reward import CREDITS, CRITERIA, PSI_KINDS, Psi, adjust
-from .trainer import pick
+from .prompts import pick
 from .update import score
 
 # %% ../nbs/09_calibrate.ipynb #cell-05

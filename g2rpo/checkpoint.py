@@ -31,11 +31,13 @@ def flush(path: Path) -> None:
 
 def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     "Safetensors files of at most `SHARD` bytes, one in memory at a time."
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     part, size, n = {}, 0, 0
     def close():
         nonlocal part, size, n
-        if part: save_file(part, folder/f'tensors-{n:05d}.safetensors')
+        try: part and save_file(part, folder/f'tensors-{n:05d}.safetensors')
+        except SafetensorError as error: raise OSError(None, str(error)) from error       # how it says that a disk is full
         part, size, n = {}, 0, n + 1
     for name, tensor in tensors:
         kept = tensor.detach().cpu().clone().contiguous()            # of its own: safetensors refuses what shares memory

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONFIG_FLAGS', 'METHOD_FLAGS', 'CALIBRATION_FLAGS', 'COMMANDS', 'numbers', 'floats', 'names', 'indices', 'yes',
            'shift', 'Parser', 'add_flags', 'add_device', 'add_run', 'parser', 'given', 'config', 'device', 'overrides',
-           'run_config', 'run_train', 'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor', 'run_fetch',
-           'run_convert', 'main']
+           'run_config', 'panel_of', 'run_train', 'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor',
+           'run_fetch', 'run_convert', 'main']
 
 # %% ../nbs/12_cli.ipynb #cell-02
 import argparse
@@ -55,6 +55,8 @@ CONFIG_FLAGS = {  # field of Config: (type, help)
     'cfg': (float, 'classifier-free guidance in rollout and training, 1: none'), 'shift': (shift, 'of the training grid; own: the grid of the pipeline'),
     'dtype': (str, 'fp32 or bf16 (LoRA only): the stored transformer'), 'encoder_dtype': (str, 'fp32 or bf16: text encoders and VAE'), 'offload': (yes, 'yes: text encoders and VAE in main memory while not used'),
     'cache': (str, 'folder for encoded prompts'), 'revision': (str, 'commit of a hub model'), 'checkpointing': (yes, 'yes: activations computed again in the backward pass'),
+    'panel': (names, 'scorers that are watched and not trained on'), 'panel_every': (int, 'iterations between looks at them'), 'panel_prompts': (str, 'held-out prompts for them: tiny, a set by name, or a file'),
+    'panel_size': (int, 'how many of those prompts'), 'panel_stop': (yes, 'yes: end the run when only the trained reward rises'), 'tracker': (str, 'tensorboard, trackio or wandb'),
     'shard': (yes, 'yes: all weights split over processes'), 'save_every': (int, 'iterations between checkpoints, 0: none'), 'keep': (int, 'checkpoints that are kept'), 'skips': (int, 'groups and steps that may be left out because they were not finite'), 'patience': (int, 'seconds that processes wait for one another'),
     'attention': (str, 'attention backend, by the name diffusers gives it'), 'compiled': (yes, 'yes: torch.compile of the repeated blocks')}
 METHOD_FLAGS = {  # field of Method: (type, help)
@@ -145,8 +147,9 @@ def config(args):
 def device(args, patience: int = 1800) -> str:
     "This process's device: the CPU if asked for, else its own GPU where there is one. Processes meet here, and wait `patience` seconds for one another from now on."
     from datetime import timedelta
+    import torch
     from accelerate import PartialState
-    found = PartialState(cpu=args.device == 'cpu', timeout=timedelta(seconds=patience)).device
+    found = PartialState(cpu=args.device == 'cpu' or not torch.cuda.is_available(), timeout=timedelta(seconds=patience)).device   # without `cpu` processes on a machine without a GPU would not meet
     if args.device == 'cuda' and found.type != 'cuda': raise InputError('device=cuda, but torch sees no GPU; use cpu.')
     return str(found)
 
@@ -175,6 +178,16 @@ def run_config(args):
         except (json.JSONDecodeError, KeyError, TypeError) as error: raise InputError(f'{file} cannot be read ({error}); is it of another version?') from error
     return replace(config(args), **changes)
 
+def panel_of(cfg, rewards: dict, at: str):
+    "What `cfg` asks to be watched; None for nothing."
+    if not cfg.panel: return None
+    from g2rpo import tiny
+    from g2rpo.monitor import Panel
+    from g2rpo.prompts import load_prompts
+    from g2rpo.reward import load_rewards
+    held = tiny.prompts('test') if cfg.panel_prompts == 'tiny' else load_prompts(cfg.panel_prompts, cfg.panel)
+    return Panel(held[:cfg.panel_size], rewards | load_rewards(cfg.panel, at), tuple(rewards), cfg.panel_every, stop=cfg.panel_stop)
+
 def run_train(args) -> None:
     "`g2rpo train`."
     cfg = run_config(args)
@@ -184,7 +197,7 @@ def run_train(args) -> None:
     from g2rpo.trainer import train
     at = device(args, cfg.patience)
     prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, at)
-    log = train(cfg, open_policy(cfg, at), rewards, prompts, args.out, resume=args.resume, override=overrides(args))
+    log = train(cfg, open_policy(cfg, at), rewards, prompts, args.out, resume=args.resume, override=overrides(args), panel=panel_of(cfg, rewards, at))
     print(f'{len(log)} iterations, {log[-1]["equivalents"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
 
 def run_calibrate(args) -> None:

@@ -23,7 +23,7 @@ from .method import Method, Window
 from .step_reward import Psi
 
 # %% ../nbs/08_folder.ipynb #cell-05
-FREE = ('iterations', 'lr', 'batch', 'offload', 'cache', 'attention', 'compiled', 'checkpointing', 'shard', 'save_every', 'keep', 'patience', 'skips')   # may be overridden when a run is resumed
+FREE = ('iterations', 'lr', 'batch', 'offload', 'cache', 'attention', 'compiled', 'checkpointing', 'shard', 'save_every', 'keep', 'patience', 'skips', 'panel', 'panel_every', 'panel_prompts', 'panel_size', 'panel_stop', 'tracker')   # may be overridden when a run is resumed
 
 def identity(cfg: Config, rewards, prompts_sha256: str) -> dict:
     "What `config.json` says."

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'BENCHMARK', 'FLOW', 'SETS', 'prompt_of', 'read_prompts', 'PromptSet', 'fingerprint', 'keep',
-           'fetch_prompts', 'download', 'load_prompts', 'kept']
+           'fetch_prompts', 'download', 'load_prompts', 'kept', 'pick']
 
 # %% ../nbs/04_prompts.ipynb #cell-02
 import hashlib
 import json
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from .asset import home
@@ -112,3 +113,11 @@ def kept(name: str) -> list[str]:
     except (json.JSONDecodeError, KeyError) as error: raise InputError(f'{file} cannot be read; run: g2rpo fetch {name}') from error
     if fingerprint(prompts) != said: raise InputError(f'{file} is not what was fetched (sha256 differs); run: g2rpo fetch {name}')
     return prompts
+
+# %% ../nbs/04_prompts.ipynb #cell-11
+def pick(prompts: list[str], n: int, seed: int, iteration: int) -> list[str]:
+    "The `n` prompts of an iteration: distinct, from passes in an order that (seed, pass) fixes."
+    if n > len(prompts): raise InputError(f'prompts_per_iteration={n} but there are only {len(prompts)} prompts.')
+    epoch, place = divmod(iteration, len(prompts)//n)
+    order = random.Random(f'{seed}-{epoch}').sample(prompts, len(prompts))
+    return order[place*n:(place + 1)*n]

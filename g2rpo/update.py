@@ -62,6 +62,7 @@ class Tuning:
     ema: object = None         # diffusers' EMAModel
     names: list = field(default_factory=list)     # of the parameters
     steps: int = 0             # optimiser steps taken
+    start: list = field(default_factory=list)     # trained parameters before training, where a panel is watched
     skipped: list = field(default_factory=list)   # what was not finite in this iteration
 
 def backward(policy, tuning: Tuning, roll: Rollout, j: int, rows: Tensor, advantage: Tensor, keep: Tensor, count: float, ledger: Ledger) -> dict:

@@ -129,6 +129,71 @@ def campaign(folder, kills, **changes):
 def test_killed_at_random_moments(tmp_path):
     assert campaign(tmp_path, 4) >= 4
 
+@pytest.mark.slow
+@pytest.mark.parametrize('row', ROWS)
+def test_killed_at_many_random_moments(tmp_path, row):
+    print(f'{row}: {campaign(tmp_path, 8, **ROWS[row])} kills')
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(tmp_path):
+    "A small file system: the run is refused where a checkpoint can never fit, and goes on where the disk fills up for a while."
+    import subprocess
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=150m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('mounting is not allowed here')
+    try:
+        straight = go(tmp_path/'b', 4)
+        def filling(row):
+            if row['iteration'] == 0: (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**20))
+            if row['iteration'] == 2: (disk/'ballast').unlink()
+        cfg = tiny(**SMALL, iterations=4)
+        torch.manual_seed(1); random.seed(1); __import__('numpy').random.seed(1)
+        with pytest.warns(UserWarning, match='No space left'): log = train(cfg, open_policy(cfg), dict(r=tossed), WORDS, disk/'a', watch=filling)
+        assert [{k: v for k, v in row.items() if k != 'seconds'} for row in log] == straight
+        same(state(disk/'a'), state(tmp_path/'b'))
+        (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**24))
+        with pytest.raises(InputError, match='GiB free'): go(disk/'c', 1)
+        subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
+        with pytest.raises(InputError, match='Read-only file system'): go(disk/'d', 1)
+    finally: subprocess.run(['umount', disk], check=True)
+
+def test_saving_costs_less_than_two_percent(tmp_path):
+    "At the paper's interval of 50 iterations."
+    cfg = tiny(iterations=2, save_every=1)
+    log = train(cfg, open_policy(cfg), dict(r=left_of_right), WORDS, tmp_path/'a')
+    tensors, began = state(tmp_path/'a')[1], time.time()
+    checkpoint.write(tmp_path/'again', tensors.items(), {})
+    share = (time.time() - began)/(50*log[0]['seconds'])
+    print(f'a save takes {time.time() - began:.2f} s, {share:.2%} of 50 iterations')
+    assert share < .02
+
+@pytest.mark.filterwarnings('ignore:iteration')
+def test_a_panel_watches_what_is_not_trained(tmp_path):
+    "Gains with intervals against the first look, statistics of images, drift; the same numbers after resuming; an alarm ends the run if asked."
+    from g2rpo.monitor import Panel
+    def panel(stop=False, reward=left_of_right): return Panel(WORDS, dict(r=reward, other=lambda i, p: -left_of_right(i, p)), ('r',), every=2, T=4, stop=stop)
+    cfg = tiny(**SMALL | dict(lr=2e-3), iterations=4)
+    run = lambda out, n, p, **more: train(replace(cfg, iterations=n), open_policy(cfg), dict(r=left_of_right), WORDS, out, panel=p, **more)
+    log = run(tmp_path/'a', 4, panel())
+    assert ['panel' in row for row in log] == [False, True, False, True] and log[3]['drift'] > log[1]['drift'] > 0
+    assert set(log[1]['images']) == {'saturation', 'dark', 'edges', 'entropy', 'grid', 'diversity'} and log[3]['panel']['r'][1] == pytest.approx(-log[3]['panel']['other'][1], abs=1e-6)
+    run(tmp_path/'b', 2, panel())
+    again = run(tmp_path/'b', 4, panel(), resume='latest', override=['iterations'])
+    assert again[3]['panel'] == log[3]['panel'] and again[3]['drift'] == log[3]['drift']
+    if 'alarm' in log[3]:
+        with pytest.raises(RunStopped, match='panel_stop'): run(tmp_path/'c', 4, panel(stop=True))
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    with pytest.raises(InputError, match='pip install trackio'): go(tmp_path/'a', 1, tracker='trackio')
+    with pytest.raises(InputError, match='tracker='): tiny(tracker='paper')
+
+def test_a_tracker_hears_every_row(tmp_path):
+    "tensorboard's event file, written by accelerate."
+    go(tmp_path/'a', 2, tracker='tensorboard')
+    events, = (tmp_path/'a').glob('g2rpo/*events*')
+    said = events.read_bytes()
+    for tag in (b'reward/r', b'ratio/0', b'grad_norm/1', b'equivalents'): assert said.count(tag) == 2
+
 @pytest.mark.parametrize('call', [1, 2, 3, 5, 6])
 def test_killed_inside_a_save(tmp_path, call):
     "At the n-th thing that is flushed to the disk: a file, the folder, or its place."
