@@ -174,6 +174,7 @@ def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:
         if cfg.method.kl: forward(rows)
         v.square().mean().backward()
     with mode:
+        held = peak(lambda: velocity(rows))                                 # by a pass that is not yet on its way back
         if again: backward()
         back = size(p.grad for p in params if p.grad is not None) + peak(backward)
         optimizer = torch.optim.AdamW(params); optimizer.step()             # its state is there from now on
@@ -181,7 +182,7 @@ def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:
         pictures = peak(lambda: policy.decode(torch.zeros(cfg.batch, *policy.latent_shape)))
     blocks = [size(block.parameters()) for stack in model.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
     return dict(numbers=sum(p.numel() for p in model.parameters()), tokens=tokens(policy), weights=size(model.parameters()) + size(model.buffers()), trained=size(params), vae=size(vae.parameters()) + size(vae.buffers()), block=max(blocks),
-        backward=max(0, back - size(params)), step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy))
+        backward=max(0, back - size(params)), held=held, step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy))
 
 def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
     "What one of `world` processes needs to train `cfg`; `fused` as the optimiser is on a GPU."
@@ -193,7 +194,7 @@ def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
     stays = dict(weights=t['weights']//shards, optimiser=2*t['trained']//shards, average=t['trained']//shards if method.ema else 0, reference=t['weights']//shards if method.kl and not cfg.lora_rank else 0,
         scorers=sum(weight_of(name) for name in cfg.rewards), latents=prompts*t['latents'], blocks=2*t['block'] if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
     phases = {'reading of text': {}, 'rollout': dict(activations=t['forward']), 'decoding': dict(activations=t['decode']),
-        'gradient pass': dict(gradients=t['trained']//shards, activations=t['backward']), 'optimiser step': dict(gradients=t['trained']//shards, temporaries=0 if fused else t['step']//shards)}
+        'gradient pass': dict(gradients=t['trained']//shards, activations=max(t['backward'], t['held']*(shards > 1))), 'optimiser step': dict(gradients=t['trained']//shards, temporaries=0 if fused else t['step']//shards)}
     (phases['reading of text'] if cfg.offload else stays)['text encoders'] = encoders
     (phases['decoding'] if cfg.offload else stays)['VAE'] = t['vae']
     return Estimate(stays, phases)
