@@ -183,7 +183,7 @@ def rollout(policy, method: Method, prompts: list[str], T: int, group: int, seed
     x = start_noise(shape, seed, iteration, prompts, method.starts or group, dev)
     S = group if method.explore == 'chain' else x.shape[1]
     updates = optimiser_steps(method, used_steps(method, len(plan.trained), prompts, S, seed, iteration), grad_batch)
-    batches = {k: with_rest([rows for step in updates for n, rows in step if n == j], len(prompts)*S, batch) for j, k in enumerate(plan.trained)}
+    batches = {k: with_rest([rows for step in updates for n, rows in step if n == j], len(prompts)*S, batch if method.fraction == 1 else grad_batch) for j, k in enumerate(plan.trained)}
     noise = lambda k: directions(shape, seed, iteration, prompts, k, group, dev)
     stops = walk(policy, method, plan, x, noise, batches, group, cond, grad_batch, ledger)
     x0 = images_of(policy, method, plan, stops, cond, batch, ledger)

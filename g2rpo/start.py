@@ -10,6 +10,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
 from . import checkpoint
 from .check import InputError, RunStopped
 from .config import Config
@@ -110,4 +111,6 @@ def finish(policy, tuning: Tuning, out: Path | None) -> None:
     policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
     vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
     if tuning.ema and tuning.steps >= 8: tuning.ema.copy_to(tuning.params)   # before its first update the average is the base
-    if out and not together(accelerator, not all(checkpoint.local(p).isfinite().all() for p in tuning.params)): save_weights(policy, out/'weights', accelerator.is_main_process)
+    if not out or together(accelerator, not all(checkpoint.local(p).isfinite().all() for p in tuning.params)): return
+    try: save_weights(policy, out/'weights', accelerator.is_main_process)
+    except (OSError, SafetensorError) as error: warnings.warn(f'{out/"weights"} could not be written ({error}); they are in the last checkpoint, and --resume writes them.')

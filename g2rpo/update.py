@@ -93,7 +93,7 @@ def apply(tuning: Tuning) -> float | None:
     norm = float(whole(tuning.accelerator.clip_grad_norm_(params, cfg.max_grad_norm)))
     if not 0 < norm < float('inf'):
         optimizer.zero_grad()
-        if norm != 0: tuning.skipped.append(f'gradient norm {norm} at optimiser step {tuning.steps}')
+        if norm != 0 and tuning.accelerator.is_main_process: tuning.skipped.append(f'gradient norm {norm} at optimiser step {tuning.steps}')
         return 0. if norm == 0 else None
     used = [p for p in params if p.grad is not None]
     largest = local(used[int(torch.stack([whole(n) for n in torch._foreach_norm([p.grad for p in used])]).argmax())])

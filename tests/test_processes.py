@@ -49,7 +49,14 @@ def finished(run, seconds=300):
     return said
 
 def end(run):
-    if run.poll() is None: os.killpg(run.pid, signal.SIGKILL); run.wait()
+    "Kill the launcher and its workers, which are in sessions of their own."
+    if run.poll() is not None: return
+    workers = subprocess.run(['pgrep', '-P', str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.killpg(run.pid, signal.SIGKILL)
+    for pid in workers:
+        try: os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError: pass
+    run.wait()
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

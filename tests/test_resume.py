@@ -252,6 +252,11 @@ def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')
     with pytest.raises(InputError, match='cannot be written'): go(tmp_path/'file'/'a', 1)
 
+def test_a_checkpoint_says_what_it_was_written_by(tmp_path):
+    go(tmp_path/'a', 1)
+    kept = json.loads((tmp_path/'a'/'checkpoints'/'000001'/'state.json').read_text())
+    assert kept['packages']['torch'] == torch.__version__ and kept['processes'] == 1 and kept['code'].startswith('0.') and len(kept['config_sha256']) == 64 and kept['config']['seed'] == 0 and kept['scorers'] == {}
+
 def test_nothing_in_a_run_is_a_pickle(tmp_path):
     go(tmp_path/'a', 1)
     assert {f.suffix for f in (tmp_path/'a').rglob('*') if f.is_file()} == {'.json', '.jsonl', '.safetensors'}
