@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
 from .asset import ASSETS, NEEDS, find
 from .backbone import FAMILIES
 from .check import InputError, RunStopped
 from .config import Config, open_policy
 from .memory import GIB, estimate, folder_of, trace
-from .prompts import load_prompts
+from .folder import needed
+from .prompts import load_prompts, pick
 from .reward import PACKAGES, load_rewards
-from .schedule import shift_grid
 from .study import equivalents
 from .trainer import train
 
@@ -43,7 +44,7 @@ def packages(cfg: Config) -> Iterator[Finding]:
     "Versions, and what the scorers need besides."
     found = {name: installed(name) for name in WANTED}
     yield Finding('packages', ', '.join(f'{name} {v or "missing"}' for name, v in found.items()), all(found.values()))
-    for name in cfg.rewards:
+    for name in (*cfg.rewards, *cfg.panel):
         package, fix = ('open_clip_torch', 'rewards') if name in ('hps21', 'clip', 'clip384') else (PACKAGES.get(name), 'ocr')
         if package and not installed(package): yield Finding('packages', f'{name} needs {package}; run: pip install "g2rpo[{fix}]"', False)
 
@@ -60,12 +61,13 @@ def free_memory(device: torch.device) -> int:
         free = min(free, int(said) - int(Path('/sys/fs/cgroup/memory.current').read_text()))
     return free
 
-def devices(device: torch.device, processes: int) -> Iterator[Finding]:
+def devices(cfg: Config, device: torch.device, processes: int) -> Iterator[Finding]:
     "What computes."
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{os.cpu_count()} CPU cores'
     text = f'{name}, {free_memory(device)/GIB:.1f} GiB free; planned for {processes} process{"es" if processes > 1 else ""}'
     here = torch.cuda.device_count() if device.type == 'cuda' else processes
-    yield Finding('device', text + (f', of which {here} here' if here < processes else ''))
+    odd = cfg.prompts_per_iteration % processes
+    yield Finding('device', text + (f', of which {here} here' if here < processes else '') + (f'; prompts_per_iteration={cfg.prompts_per_iteration} cannot be dealt evenly to them' if odd else ''), not odd)
 
 def missing_parts(folder: Path) -> list[str]:
     "Parts of a pipeline folder whose weights are not all there as safetensors."
@@ -90,7 +92,7 @@ def model(cfg: Config) -> Iterator[Finding]:
 
 def assets(cfg: Config) -> Iterator[Finding]:
     "Checkpoints of the scorers, held to their manifests."
-    for name in dict.fromkeys(asset for reward in cfg.rewards for asset in NEEDS.get(reward, ())):
+    for name in dict.fromkeys(asset for reward in (*cfg.rewards, *cfg.panel) for asset in NEEDS.get(reward, ())):
         try: yield Finding('scorer', f'{name} ({ASSETS[name].repo}) is in {find(name)}, sha256 verified')
         except InputError as error: yield Finding('scorer', str(error), False)
 
@@ -119,21 +121,20 @@ def advice(cfg: Config, phase: str) -> str:
     return 'Try --offload yes.' if not cfg.offload else f'Try a --grad-batch below {cfg.grad_batch}.'
 
 def sizes(cfg: Config) -> dict[str, int]:
-    "Bytes of what a run writes: the trained weights, and what resuming needs besides (two moments, and an average where there is one)."
-    trained = trace(cfg, 1, False)['trained']
-    return dict(weights=trained, checkpoint=trained*(4 if cfg.method.ema else 3))
+    "Bytes of what a run writes."
+    return needed(trace(cfg, 1, False)['trained'], cfg)
 
 def disk(cfg: Config, out: Path) -> Iterator[Finding]:
-    "Room for two checkpoints and the weights."
+    "Room for checkpoints and weights, as the trainer will ask for it."
     there = out.absolute()
     while not there.exists(): there = there.parent
     free, need = shutil.disk_usage(there).free, sizes(cfg)
-    total = need['weights'] + 2*need['checkpoint']
-    yield Finding('disk', f'{need["weights"]/GIB:.2f} GiB of weights and {need["checkpoint"]/GIB:.2f} GiB a checkpoint, two of which are kept; {free/GIB:.1f} GiB free for {out}' + ('' if os.access(there, os.W_OK) else ', where nothing can be written'), free > total and os.access(there, os.W_OK))
+    total = need['total']
+    yield Finding('disk', f'{need["weights"]/GIB:.2f} GiB of weights and {need["checkpoint"]/GIB:.2f} GiB a checkpoint, {total/GIB:.2f} GiB in all with keep={cfg.keep}; {free/GIB:.1f} GiB free for {out}' + ('' if os.access(there, os.W_OK) else ', where nothing can be written'), free > total and os.access(there, os.W_OK))
 
 def cost(cfg: Config, seconds: float | None) -> Iterator[Finding]:
     "Forward equivalents and device-hours of the whole run; `seconds` a forward equivalent, if that was measured."
-    t, an_iteration = trace(cfg, 1, False), equivalents(cfg, shift_grid(cfg.T, cfg.shift or 3.))
+    t, an_iteration = trace(cfg, 1, False), equivalents(cfg, torch.tensor(trace(cfg, 1, False)['grid'], dtype=torch.float64))
     how = f'at {TFLOPS} TFLOPS, assumed' if seconds is None else f'{seconds:.3g} s each, measured here'
     seconds = seconds or 2*t['numbers']*t['tokens']/(TFLOPS*1e12)
     hours = an_iteration*cfg.iterations*seconds/3600
@@ -144,19 +145,21 @@ def small(cfg: Config) -> Config:
     "The least of `cfg` that still takes an optimiser step by its method."
     m = cfg.method
     if m.explore == 'single': m = replace(m, steps=m.noisy_steps(cfg.T)[:1])
-    return replace(cfg, method=m, group=min(cfg.group, 4*max(1, m.starts)), prompts_per_iteration=1, iterations=1)
+    return replace(cfg, method=m, group=min(cfg.group, 4*max(1, m.starts)), prompts_per_iteration=1, iterations=1, tracker=None)
 
 def one_step(cfg: Config, device: torch.device) -> tuple[Finding, float | None]:
     "A step of `small(cfg)`, and its seconds per forward equivalent."
     try: row, spent = run_step(small(cfg), device)
     except (InputError, RunStopped) as error: return Finding('step', str(error), False), None
+    except Exception as error: return Finding('step', f'{type(error).__name__}: {(str(error) or "no message").splitlines()[0][:200]}', False), None    # whatever a scorer or a device raises
+    if row['grad_norm'][0] is None: return Finding('step', f'the gradient is not finite: {row["skipped"][0]}', False), None
     spread = ', '.join(f'{name} {row[f"reward/{name}"]:.3f} ± {row[f"group_std/{name}"]:.3f} in the group' for name in cfg.rewards)
     return Finding('step', f'first ratio {row["ratio"][0]:.0f} to the last bit, gradient norm {row["grad_norm"][0]:.2g}, {spread}'), spent/row['equivalents']
 
 def run_step(cfg: Config, device: torch.device) -> tuple[dict, float]:
     "Metrics and seconds of one iteration."
     policy, rewards, prompts = open_policy(cfg, str(device)), load_rewards(cfg.rewards, str(device)), load_prompts(cfg.prompts, cfg.rewards)
-    policy.encode(prompts[:1])
+    policy.encode(pick(prompts, 1, cfg.seed, 0))
     began = time.time()
     row, = train(cfg, policy, rewards, prompts)
     return row, time.time() - began
@@ -164,12 +167,19 @@ def run_step(cfg: Config, device: torch.device) -> tuple[dict, float]:
 def examine(cfg: Config, device: torch.device, processes: int = 1, out='runs') -> Iterator[Finding]:
     "All findings, the cheap ones first; the step only where nothing before failed."
     fine = True
-    for check in (packages(cfg), devices(device, processes), model(cfg), assets(cfg), words(cfg), memory(cfg, device, processes), disk(cfg, Path(out))):
-        for finding in check:
-            fine &= finding.fine
-            yield finding
+    for check in (packages(cfg), devices(cfg, device, processes), model(cfg), assets(cfg), words(cfg), memory(cfg, device, processes), disk(cfg, Path(out))):
+        try:
+            for finding in check:
+                fine &= finding.fine
+                yield finding
+        except (InputError, SafetensorError) as error:
+            yield Finding('plan', f'{error}', False)
+            return
     seconds = None
     if fine:
-        finding, seconds = one_step(cfg, device)
-        yield finding
+        alone = estimate(small(cfg), 1, device.type == 'cuda')
+        if alone.total < .95*free_memory(device):
+            finding, seconds = one_step(cfg, device)
+            yield finding
+        else: yield Finding('step', f'not taken: it runs in this process alone, where all weights need {alone.total/GIB:.1f} GiB and {free_memory(device)/GIB:.1f} GiB are free')
     yield from cost(cfg, seconds)

@@ -36,6 +36,7 @@ class Blueprint:
     transformer: dict   # config
     vae: dict           # config
     encoders: int       # parameters of all text encoders
+    scheduler: dict     # config
 
 T5_XXL, CLIP_L, CLIP_G = 4_762_310_656, 123_060_480, 694_659_840   # parameters of the text encoders
 VAE_16 = dict(_class_name='AutoencoderKL', block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, down_block_types=('DownEncoderBlock2D',)*4,
@@ -43,11 +44,12 @@ VAE_16 = dict(_class_name='AutoencoderKL', block_out_channels=(128, 256, 512, 51
 SD35 = dict(_class_name='SD3Transformer2DModel', joint_attention_dim=4096, pooled_projection_dim=2048, in_channels=16, out_channels=16, sample_size=128, qk_norm='rms_norm')
 
 PUBLISHED = {
-    'black-forest-labs/FLUX.1-dev': Blueprint('FluxPipeline', dict(_class_name='FluxTransformer2DModel', guidance_embeds=True), VAE_16 | dict(scaling_factor=.3611, shift_factor=.1159), T5_XXL + CLIP_L),
+    'black-forest-labs/FLUX.1-dev': Blueprint('FluxPipeline', dict(_class_name='FluxTransformer2DModel', guidance_embeds=True), VAE_16 | dict(scaling_factor=.3611, shift_factor=.1159), T5_XXL + CLIP_L,
+        dict(use_dynamic_shifting=True, shift=3., base_shift=.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)),
     'stabilityai/stable-diffusion-3.5-medium': Blueprint('StableDiffusion3Pipeline', SD35 | dict(num_layers=24, attention_head_dim=64, num_attention_heads=24, caption_projection_dim=1536,
-        pos_embed_max_size=384, dual_attention_layers=tuple(range(13))), VAE_16 | dict(scaling_factor=1.5305, shift_factor=.0609), T5_XXL + CLIP_L + CLIP_G),
+        pos_embed_max_size=384, dual_attention_layers=tuple(range(13))), VAE_16 | dict(scaling_factor=1.5305, shift_factor=.0609), T5_XXL + CLIP_L + CLIP_G, dict(shift=3.)),
     'stabilityai/stable-diffusion-3.5-large': Blueprint('StableDiffusion3Pipeline', SD35 | dict(num_layers=38, attention_head_dim=64, num_attention_heads=38, caption_projection_dim=2432,
-        pos_embed_max_size=192), VAE_16 | dict(scaling_factor=1.5305, shift_factor=.0609), T5_XXL + CLIP_L + CLIP_G),
+        pos_embed_max_size=192), VAE_16 | dict(scaling_factor=1.5305, shift_factor=.0609), T5_XXL + CLIP_L + CLIP_G, dict(shift=3.)),
 }
 
 def folder_of(model: str, revision: str | None = None) -> Path | None:
@@ -63,7 +65,7 @@ def parameters(folder: Path) -> int:
     from safetensors import safe_open
     def count(file):
         with safe_open(file, 'pt') as stored: return sum(prod(stored.get_slice(key).get_shape()) for key in stored.keys())
-    return sum(count(file) for file in folder.glob('*.safetensors') if not file.name.startswith('diffusion_pytorch_model.fp16'))
+    return sum(count(file) for file in folder.glob('*.safetensors') if '.fp16' not in file.name)
 
 def blueprint(model: str, revision: str | None = None) -> Blueprint:
     "What `model` is made of, from its folder, the hub's cache, or the table of published configs."
@@ -71,7 +73,8 @@ def blueprint(model: str, revision: str | None = None) -> Blueprint:
     try:
         index, read = json.loads((folder/'model_index.json').read_text()), lambda part: json.loads((folder/part/'config.json').read_text())
         if index['_class_name'] not in FAMILIES: raise InputError(f'model={model!r} is a {index["_class_name"]}; supported are {", ".join(FAMILIES)}.')
-        return Blueprint(index['_class_name'], read('transformer'), read('vae'), sum(parameters(folder/name) for name in FAMILIES[index['_class_name']].encoders))
+        return Blueprint(index['_class_name'], read('transformer'), read('vae'), sum(parameters(folder/name) for name in FAMILIES[index['_class_name']].encoders),
+            json.loads((folder/'scheduler'/'scheduler_config.json').read_text()))
     except (OSError, TypeError): pass               # no folder, or one without its configs
     if model in PUBLISHED: return PUBLISHED[model]
     raise InputError(f'model={model!r} is neither a pipeline folder nor in the hub cache; run: hf download {model}')
@@ -83,7 +86,7 @@ def skeleton(plan: Blueprint, cfg: Config, mode) -> Policy:
     build = lambda config, dtype: getattr(diffusers, config['_class_name']).from_config(config).to(dtype)
     with torch.device('meta'):
         parts = dict(transformer=build(plan.transformer, DTYPES[cfg.dtype]), vae=build(plan.vae, DTYPES[cfg.encoder_dtype]))
-    kind, parts = getattr(diffusers, plan.pipeline), parts | dict(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    kind, parts = getattr(diffusers, plan.pipeline), parts | dict(scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(plan.scheduler))
     needed = [name for name, p in inspect.signature(kind.__init__).parameters.items() if name != 'self' and p.default is p.empty]
     policy = FAMILIES[plan.pipeline](kind(**{name: parts.get(name) for name in needed}), cfg.height, cfg.width, max_tokens=cfg.max_tokens, cfg=cfg.cfg, shift=cfg.shift)
     if cfg.checkpointing: policy.transformer.enable_gradient_checkpointing()
@@ -182,7 +185,7 @@ def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:
         pictures = peak(lambda: policy.decode(torch.zeros(cfg.batch, *policy.latent_shape)))
     blocks = [size(block.parameters()) for stack in model.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
     return dict(numbers=sum(p.numel() for p in model.parameters()), tokens=tokens(policy), weights=size(model.parameters()) + size(model.buffers()), trained=size(params), vae=size(vae.parameters()) + size(vae.buffers()), block=max(blocks),
-        backward=max(0, back - size(params)), held=held, step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy))
+        backward=max(0, back - size(params)), held=held, step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy), grid=tuple(policy.grid(cfg.T).tolist()))
 
 def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
     "What one of `world` processes needs to train `cfg`; `fused` as the optimiser is on a GPU."
@@ -195,6 +198,7 @@ def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
         scorers=sum(weight_of(name) for name in cfg.rewards), latents=prompts*t['latents'], blocks=2*t['block'] if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
     phases = {'reading of text': {}, 'rollout': dict(activations=t['forward']), 'decoding': dict(activations=t['decode']),
         'gradient pass': dict(gradients=t['trained']//shards, activations=max(t['backward'], t['held']*(shards > 1))), 'optimiser step': dict(gradients=t['trained']//shards, temporaries=0 if fused else t['step']//shards)}
+    if shards > 1: phases['loading'] = {'whole weights': t['weights']*(2 if stays['reference'] else 1) - stays['weights'] - stays['reference']}    # split only once they are here
     (phases['reading of text'] if cfg.offload else stays)['text encoders'] = encoders
     (phases['decoding'] if cfg.offload else stays)['VAE'] = t['vae']
     return Estimate(stays, phases)
