@@ -124,10 +124,14 @@ def fetch(name: str, where=None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     asset = ASSETS[one_of('asset', name, ASSETS)]
     try:
-        revision = HfApi().repo_info(asset.repo, revision=asset.revision).sha
-        got = snapshot_download(asset.repo, revision=revision, allow_patterns=[s.path for s in asset.files])
+        there = HfApi().repo_info(asset.repo, revision=asset.revision, files_metadata=True)
+        got = Path(snapshot_download(asset.repo, revision=there.sha, allow_patterns=[s.path for s in asset.files]))
     except Exception as error: raise InputError(f'{asset.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. On a machine with a connection run: g2rpo fetch {name}') from error   # the hub client raises many kinds
-    return convert(name, got, where, revision)
+    published = {file.rfilename: file.lfs.sha256 for file in there.siblings if file.lfs}
+    for source in asset.files:
+        want = published.get(source.path)
+        if want and digest(got/source.path) != want: raise InputError(f'{got/source.path} is not what {asset.repo} publishes (sha256 differs); delete it and run: g2rpo fetch {name}')
+    return convert(name, got, where, there.sha)
 
 def load_weights_of(name: str, where=None) -> dict[str, torch.Tensor]:
     "The tensors of asset `name`, verified."

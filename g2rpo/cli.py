@@ -6,7 +6,7 @@
 __all__ = ['CONFIG_FLAGS', 'METHOD_FLAGS', 'CALIBRATION_FLAGS', 'COMMANDS', 'numbers', 'floats', 'names', 'indices', 'yes',
            'shift', 'Parser', 'add_flags', 'add_device', 'add_run', 'parser', 'given', 'config', 'device', 'overrides',
            'run_config', 'panel_of', 'run_train', 'run_calibrate', 'run_evaluate', 'run_demo', 'run_doctor',
-           'run_fetch', 'run_convert', 'main']
+           'run_fetch', 'run_convert', 'run_repro', 'main']
 
 # %% ../nbs/12_cli.ipynb #cell-02
 import argparse
@@ -113,6 +113,13 @@ def parser() -> Parser:
         sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or aesthetic; or a set of prompts such as hpdv2_train')
         if name == 'convert': sub.add_argument('files', nargs='+', help='folder with the published files, or the file with the weights; of a set of prompts its files')
         sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
+    sub = commands.add_parser('repro', help='run a reproduction notebook and say whether its claims held', description='Run nbs/NAME.ipynb with papermill. Exit code 0: every claim held, on the first held-out scorer at equal cost (as published: at its iterations); 3: at least one did not, or could not be told.')
+    sub.add_argument('name', help='main_table, ablation_lambda, step_robustness, dense_reward, ...')
+    sub.add_argument('-p', action='append', nargs=2, default=[], metavar=('KEY', 'VALUE'), dest='parameters', help='a parameter of the notebook; `papermill --help-notebook nbs/NAME.ipynb` lists them')
+    sub.add_argument('--preset', default=None, help='tiny, smoke, paper or official_script: short for -p preset')
+    sub.add_argument('--launcher', default=None, help='inline, accelerate, slurm or none: short for -p launcher')
+    sub.add_argument('--dry-run', action='store_true', help='short for -p dry_run True: the plan, its cost, and a rehearsal')
+    sub.add_argument('--out', default=None, help='folder for the executed notebook; default: runs/repro/NAME-PRESET')
     sub = commands.add_parser('evaluate', help='score the base model and weights from a run, paired', description='Score base and tuned model, paired.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('--prompts', default=None, help='a set such as hpdv2_test, or a file with one prompt a line; default: the embedded held-out ones')
@@ -235,7 +242,7 @@ def run_evaluate(args) -> None:
     same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'cfg', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg}
     policy, scorers = load_policy(**same, device=device(args)), load_rewards(args.scorers, device(args))
     protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers, checkpoints(scorers))
-    base, tuned = evaluate(policy, protocol, scorers), evaluate(load_weights(policy, run/'weights'), protocol, scorers)
+    base, tuned = evaluate(policy, protocol, scorers, cfg['batch']), evaluate(load_weights(policy, run/'weights'), protocol, scorers, cfg['batch'])
     print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps')
     for name in scorers: print(f'{name:14}{paired_gain(base[name], tuned[name])}')
 
@@ -250,6 +257,8 @@ def run_demo(args) -> None:
 
 def run_doctor(args) -> int:
     "`g2rpo doctor`."
+    import os
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError(f'WORLD_SIZE={os.environ["WORLD_SIZE"]}: the doctor looks at one machine in one process; run it without a launcher and say --processes {os.environ["WORLD_SIZE"]}.')
     cfg = config(args)
     import torch
     from g2rpo.doctor import examine
@@ -266,6 +275,7 @@ def run_fetch(args) -> None:
     "`g2rpo fetch`."
     from g2rpo.asset import fetch
     from g2rpo.prompts import SETS, fetch_prompts
+    if args.asset in SETS and args.out: raise InputError(f'out={args.out!r}: prompts are kept where they are found by name; leave it, or set G2RPO_ASSETS.')
     print(f'{args.asset} is in {fetch_prompts(args.asset) if args.asset in SETS else fetch(args.asset, args.out)}')
 
 def run_convert(args) -> None:
@@ -273,14 +283,23 @@ def run_convert(args) -> None:
     from pathlib import Path
     from g2rpo.asset import convert
     from g2rpo.prompts import SETS, keep
+    if args.asset in SETS and args.out: raise InputError(f'out={args.out!r}: prompts are kept where they are found by name; leave it, or set G2RPO_ASSETS.')
     if args.asset in SETS: print(f'{args.asset} is in {keep(args.asset, [Path(file) for file in args.files])}')
     elif len(args.files) > 1: raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, or the one with its weights.')
     else: print(f'{args.asset} is in {convert(args.asset, args.files[0], args.out)}')
 
-COMMANDS = dict(train=run_train, doctor=run_doctor, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)
+def run_repro(args) -> int:
+    "`g2rpo repro`."
+    from g2rpo.repro import reproduce
+    said = dict(args.parameters) | ({'dry_run': 'True'} if args.dry_run else {}) | {key: value for key in ('preset', 'launcher') if (value := getattr(args, key))}
+    row = reproduce(args.name, said, args.out)
+    for claim, verdict in row.get('claims', {}).items(): print(f'{claim:32} {verdict}')
+    return 3 if any(verdict != 'holds' for verdict in row.get('claims', {}).values()) else 0
+
+COMMANDS = dict(repro=run_repro, train=run_train, doctor=run_doctor, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)
 
 def main(argv=None) -> int:
-    "Entry point: 0 done, 1 a run that stopped itself or a doctor that found something, 2 input that cannot work, 130 stopped by hand with nothing to keep."
+    "Entry point: 0 done, 1 a run that stopped itself or a doctor that found something, 3 a reproduction whose claims did not all hold, 2 input that cannot work, 130 stopped by hand with nothing to keep."
     args = parser().parse_args(argv)
     try: code = COMMANDS[args.command](args)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .check import InputError
 from .checkpoint import local
 from .evaluate import generate, paired_gain
+from .prompts import fingerprint
 from .reward import checked, edge_density, saturation
 
 # %% ../nbs/10_monitor.ipynb #cell-05
@@ -70,24 +71,33 @@ class Panel:
         if not self.prompts: raise InputError('panel: no prompts; name held-out ones.')
 
     def look(self, policy, batch: int) -> tuple[dict, dict]:
-        "Scores name → (P, S) and statistics of the images, as they are now."
+        "Scores name → (P, S), NaN included, and statistics of the images, as they are now."
         images = [generate(policy, self.prompts, seed, self.T, batch) for seed in self.seeds]
-        scores = {name: torch.stack([checked(name, scorer, x, self.prompts) for x in images], 1).tolist() for name, scorer in self.scorers.items()}
+        scores = {name: torch.stack([checked(name, scorer, x, self.prompts, finite=False) for x in images], 1).tolist() for name, scorer in self.scorers.items()}
         return scores, statistics(torch.stack(images, 1).float().cpu(), policy.cell)
 
-    def begin(self, policy, batch: int, file: Path | None, writes: bool) -> None:
-        "Look before training, or read what that look gave from `file`."
-        if file and file.exists():
-            self.first = json.loads(file.read_text())
-            return
-        self.first = self.look(policy, batch)[0]
-        if file and writes: (part := file.with_suffix('.part')).write_text(json.dumps(self.first)); part.rename(file)
+    def begin(self, policy, batch: int, file: Path | None) -> dict:
+        "Look before training, or read what that look gave from `file`: what is to be kept there."
+        asked = dict(prompts_sha256=fingerprint(self.prompts), seeds=list(self.seeds), T=self.T, scorers=list(self.scorers))
+        if not file or not file.exists():
+            self.first = self.look(policy, batch)[0]
+            return asked | dict(first=self.first)
+        kept = json.loads(file.read_text())
+        for key, now in asked.items():
+            if kept.get(key) != now: raise InputError(f'{file} is a look at {key}={kept.get(key)} and the panel now says {now}; go on with the same panel.')
+        self.first = kept['first']
+        return kept
 
     def report(self, policy, batch: int) -> dict:
-        "Metrics: `panel` with gains and intervals, `images` with statistics, and `alarm` where there is one."
+        "Metrics: `panel` with gains and intervals, `images` with statistics, and `alarm` where there is one. Prompts whose score is not finite, then or now, are counted and left out."
         now, images = self.look(policy, batch)
-        gains = {name: paired_gain(torch.tensor(self.first[name]), torch.tensor(now[name])) for name in now}
-        row = dict(panel={name: [g.tuned, g.mean, g.low, g.high] for name, g in gains.items()}, images=images)
+        gains, lost = {}, {}
+        for name in now:
+            then, here = torch.tensor(self.first[name]), torch.tensor(now[name])
+            whole = (then.isfinite() & here.isfinite()).all(1)
+            if not whole.all(): lost[name] = int((~whole).sum())
+            if whole.any(): gains[name] = paired_gain(then[whole], here[whole])
+        row = dict(panel={name: [g.tuned, g.mean, g.low, g.high] for name, g in gains.items()}, images=images) | (dict(panel_lost=lost) if lost else {})
         risen, fallen = [n for n in self.trained if n in gains and gains[n].low > 0], [n for n in gains if n not in self.trained and gains[n].high < 0]
         if risen and fallen: row['alarm'] = f'{", ".join(f"{n} {gains[n].mean:+.3f}" for n in risen)} on what is trained, {", ".join(f"{n} {gains[n].mean:+.3f}" for n in fallen)} on what is not'
         return row

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXTRA', 'INSTALL', 'READERS', 'PACKAGES', 'SCORERS', 'checked', 'eight_bit', 'target', 'package_file', 'PaddleReader',
-           'string_probability', 'edit_distance', 'DdddReader', 'agreement', 'PageReader', 'exact', 'ink_colour',
-           'colour_agreement', 'saturation', 'edge_density', 'installed_readers', 'load_rewards']
+           'string_probability', 'edit_distance', 'DdddReader', 'agreement', 'PageReader', 'PaddlePage', 'exact',
+           'ink_colour', 'colour_agreement', 'saturation', 'edge_density', 'installed_readers', 'load_rewards']
 
 # %% ../nbs/04_reward.ipynb #cell-02
 import importlib
@@ -44,7 +44,8 @@ def target(prompt: str) -> str:
 
 # %% ../nbs/04_reward.ipynb #cell-12
 EXTRA = 'pip install "g2rpo[ocr]"'
-INSTALL = dict(rapidocr_onnxruntime='pip install --no-deps --ignore-requires-python rapidocr-onnxruntime')  # one file of it is used
+INSTALL = dict(rapidocr_onnxruntime='pip install --no-deps --ignore-requires-python rapidocr-onnxruntime',  # one file of it is used
+    paddleocr='pip install paddlepaddle "paddleocr>=3"')
 
 def package_file(package: str, name: str) -> Path:
     "A file inside an installed package, found without importing the package."
@@ -132,16 +133,25 @@ class PageReader:
     def __init__(self):
         if importlib.util.find_spec('rapidocr') is None: raise InputError(f'the package rapidocr is not installed; run: {EXTRA}')
         from rapidocr import RapidOCR
-        self.engine = RapidOCR(params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': torch.get_num_threads()})
+        engine = RapidOCR(params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': torch.get_num_threads()})
+        self.lines = lambda page: engine(page).txts or ()
 
     def read(self, images: Tensor) -> list[str]:
         "The lines of each image, joined."
         pages = eight_bit(images).flip(1).permute(0, 2, 3, 1).cpu().numpy()          # the engine wants blue first
-        return [' '.join(self.engine(page).txts or ()) for page in pages]
+        return [' '.join(self.lines(page)) for page in pages]
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         "Reward: `agreement` with the prompt's target, (B,)."
         return torch.tensor([agreement(r, t) for r, t in zip(self.read(images), map(target, prompts))])
+
+class PaddlePage(PageReader):
+    "The same by PaddleOCR itself, as Flow-GRPO used it; its models come from its own servers at the first use."
+    def __init__(self):
+        if importlib.util.find_spec('paddleocr') is None: raise InputError(f'the package paddleocr is not installed; run: {INSTALL["paddleocr"]}')
+        from paddleocr import PaddleOCR
+        ocr = PaddleOCR(lang='en', use_doc_orientation_classify=False, use_doc_unwarping=False, use_textline_orientation=False)
+        self.lines = lambda page: [text for found in ocr.predict(page) for text in found['rec_texts']]
 
 # %% ../nbs/04_reward.ipynb #cell-23
 def exact(reader):
@@ -172,8 +182,8 @@ def edge_density(images: Tensor, prompts=None) -> Tensor:
     return images.diff(dim=-1).abs().mean((1, 2, 3)) + images.diff(dim=-2).abs().mean((1, 2, 3))
 
 # %% ../nbs/04_reward.ipynb #cell-25
-READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, ocr=PageReader, colour=lambda: colour_agreement)
-PACKAGES = dict(ppocr6='rapidocr', ppocr4='rapidocr_onnxruntime', ddddocr='ddddocr', ocr='rapidocr')   # readers, which score by a target
+READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, ocr=PageReader, paddleocr=PaddlePage, colour=lambda: colour_agreement)
+PACKAGES = dict(ppocr6='rapidocr', ppocr4='rapidocr_onnxruntime', ddddocr='ddddocr', ocr='rapidocr', paddleocr='paddleocr')   # readers, which score by a target
 
 def installed_readers() -> list[str]:
     "The readers whose packages are installed."

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from . import checkpoint
 from .advantage import advantages, constant
-from .check import InputError, RunStopped
+from .check import InputError, NothingToLearn, RunStopped
 from .config import Config
 from .folder import Metrics, Stop, flat, hold, hold_to, identity, needed, origin, room
 from .monitor import drift
 from .prompts import fingerprint, pick
 from .rollout import Ledger, rollout
-from .start import agreed, engine, finish, of_all, preflight, prepare, together
+from .start import agreed, engine, finish, of_all, of_main, preflight, prepare, together
 from .update import Tuning, broken_groups, score, update, without
 
 # %% ../nbs/08_trainer.ipynb #cell-05
@@ -34,7 +34,7 @@ def summary(rewards: dict[str, Tensor], advantage: Tensor, accelerator) -> dict:
     same = torch.stack([constant(r) for r in rewards.values()]).float().mean()
     row['constant_groups'] = accelerator.reduce(same.to(accelerator.device), 'mean').item()
     row['advantage_by_step'] = advantage.abs().mean((1, 2)).tolist()
-    if row['constant_groups'] == 1: raise RunStopped('every member of every group got the same reward, so there is nothing to learn from; check the reward, or raise eta or group.')
+    if row['constant_groups'] == 1: raise NothingToLearn('every member of every group got the same reward, so there is nothing to learn from; check the reward, or raise eta or group.')
     return row
 
 def explore(policy, cfg: Config, rewards: dict, words: list[str], iteration: int, ledger: Ledger, device):
@@ -185,7 +185,9 @@ def ready(run: Run, cfg: Config, policy, rewards: dict, prompts: list[str], plac
     accelerator.wait_for_everyone()
     if panel:
         run.tuning.start = [checkpoint.local(p).detach().cpu().clone() for p in run.tuning.params]
-        panel.begin(policy, cfg.batch, out and out/'panel.json', main)
+        kept = of_main(agreed(accelerator, lambda: panel.begin(policy, cfg.batch, out and out/'panel.json')), accelerator)
+        panel.first = kept['first']
+        if out and main: (part := out/'panel.json.part').write_text(json.dumps(kept)); part.rename(out/'panel.json')
     if place: run.take_up(place)
     if cfg.tracker: accelerator.init_trackers('g2rpo', {key: value for key, value in flat(said).items() if isinstance(value, (int, float, str))})
 
@@ -193,8 +195,10 @@ def watched(run: Run, policy, panel) -> dict:
     "What the panel and the drift of the parameters add to the metrics of the iteration just done; stops the run if that was asked for."
     accelerator, done = run.tuning.accelerator, run.done + 1
     if not panel or (done % panel.every and done != run.tuning.cfg.iterations): return {}
-    row = panel.report(policy, run.tuning.cfg.batch) | dict(drift=drift(run.tuning.start, run.tuning.params, accelerator))
-    if 'alarm' in row and accelerator.is_main_process: warnings.warn(f'iteration {run.done}: {row["alarm"]}; look at the pictures.')
+    row = of_main(agreed(accelerator, lambda: panel.report(policy, run.tuning.cfg.batch)), accelerator) | dict(drift=drift(run.tuning.start, run.tuning.params, accelerator))
+    if accelerator.is_main_process:
+        if 'alarm' in row: warnings.warn(f'iteration {run.done}: {row["alarm"]}; look at the pictures.')
+        for name, n in row.get('panel_lost', {}).items(): warnings.warn(f'iteration {run.done}: {name} gave a score that is not finite for {n} of {len(panel.prompts)} held-out prompts; they are left out.')
     return row
 
 def track(run: Run, row: dict) -> None:
@@ -210,7 +214,7 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
     run = begin(cfg, policy, rewards, prompts, out, resume, override, panel)
     accelerator = run.tuning.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    progress = tqdm(initial=run.done, total=cfg.iterations, disable=rank > 0, desc=cfg.method.name)
+    progress = tqdm(initial=run.done, total=cfg.iterations, desc=cfg.method.name, **dict(disable=True) if rank else {})     # otherwise TQDM_DISABLE decides
     trouble = None
     with Stop() as stop:
         try:

@@ -54,7 +54,38 @@ def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
     for file in (folder/'vae').glob('*.safetensors'): file.unlink()
     assert main(['doctor', '--model', str(folder), '--rewards', 'pickscore', '--prompts', 'hpdv2_test']) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('FAIL')]
-    assert len(failed) == 3 and 'lacks the weights of vae' in failed[0] and 'g2rpo fetch pickscore' in failed[1] and 'g2rpo fetch hpdv2_test' in failed[2]
+    assert len(failed) == 3 and 'lacks whole weights of vae' in failed[0] and 'g2rpo fetch pickscore' in failed[1] and 'g2rpo fetch hpdv2_test' in failed[2]
+
+@pytest.mark.parametrize('damage', ['pointer', 'cut', 'variant'])
+def test_weights_that_are_not_whole(damage, tmp_path):
+    from g2rpo.doctor import missing_parts
+    random_pipeline('flux').save_pretrained(tmp_path)
+    assert missing_parts(tmp_path) == []
+    file = tmp_path/'transformer'/'diffusion_pytorch_model.safetensors'
+    if damage == 'pointer': file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+    if damage == 'cut': file.write_bytes(file.read_bytes()[:-100])
+    if damage == 'variant': file.rename(file.with_name('diffusion_pytorch_model.fp16.safetensors'))
+    assert missing_parts(tmp_path) == ['transformer']
+
+@pytest.mark.parametrize('text', ['{}', 'no', '[]'])
+def test_a_folder_that_is_no_pipeline(text, tmp_path, capsys):
+    (tmp_path/'model_index.json').write_text(text)
+    assert main(['doctor', '--model', str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert 'FAIL  model' in said and 'Traceback' not in said
+
+def test_the_doctor_wants_no_launcher(monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '8')
+    assert main(['doctor']) == 2 and '--processes 8' in capsys.readouterr().err
+
+def test_a_few_members_may_agree_by_chance(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(__file__.rsplit('/', 1)[0])
+    assert main(['doctor', '--rewards', 'test_doctor:rare', '--group', '12']) == 0
+    assert 'first ratio 1' in capsys.readouterr().out
+
+def rare(images, prompts):
+    "Tells pictures apart only among many."
+    return images.mean((1, 2, 3)) if len(images) > 4*3 else images.new_zeros(len(images))
 
 @pytest.mark.parametrize('reward, word', [('test_doctor:same', 'same reward'), ('test_doctor:missing', 'cannot be loaded')])
 def test_a_reward_that_cannot_teach(capsys, monkeypatch, reward, word):

@@ -1,31 +1,104 @@
-"Every notebook runs from top to bottom."
+"Every notebook runs from top to bottom; those that judge do so on runs of seconds, and again on what is committed."
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import papermill
 import pytest
+from g2rpo.cli import main
+from g2rpo.repro import reproductions
 
-NBS = Path(__file__).resolve().parents[1]/'nbs'
-COLLECTED = NBS.parent/'paper_figures'/'results'/'compare.json'   # what compare.ipynb judges; without it the small study below runs the notebook whole
+ROOT = Path(__file__).resolve().parents[1]
+NBS, RESULTS = ROOT/'nbs', ROOT/'paper_figures'/'results'
 SHORT = {'pretrain_tiny': dict(vae_steps=2, flow_steps=2, batch=4)}
+ENV = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
 
-@pytest.mark.parametrize('path', sorted(p for p in NBS.glob('*.ipynb') if p.stem != 'compare' or COLLECTED.exists()), ids=lambda p: p.stem)
+def execute(path, out, parameters):
+    "Printed text of an executed notebook."
+    notebook = papermill.execute_notebook(path, out/path.name, parameters, cwd=NBS, kernel_name='python3', progress_bar=False)
+    return ''.join(o.get('text', '') for c in notebook['cells'] for o in c.get('outputs', ()))
+
+@pytest.mark.parametrize('path', sorted(p for p in NBS.glob('*.ipynb') if p.stem not in reproductions()), ids=lambda p: p.stem)
 def test_notebook(path, tmp_path):
     parameters = SHORT.get(path.stem, {})
     if path.stem == 'pretrain_tiny': parameters['out'] = str(tmp_path/'tiny_flux')
-    papermill.execute_notebook(path, tmp_path/path.name, parameters, cwd=NBS, kernel_name='python3', progress_bar=False)
+    execute(path, tmp_path, parameters)
 
-def test_a_study_runs_and_goes_on(tmp_path):
-    "Two rows, two seeds, nearly no budget: the notebook searches, runs, collects and judges; a second pass finds everything done."
-    small = dict(run=True, folder=str(tmp_path/'runs'), results=str(tmp_path/'study.json'), budget=800, iterations=1, seeds=2, eval_prompts=3, search_prompts=3, rows='flow_grpo_fast,g2rpo_no_mgai', other_seeds=2)
-    def execute(): return papermill.execute_notebook(NBS/'compare.ipynb', tmp_path/'out.ipynb', small, cwd=NBS, kernel_name='python3', progress_bar=False)
-    execute()
-    made = {f: f.stat().st_mtime_ns for f in (tmp_path/'runs').rglob('*.json')}
-    first = json.loads((tmp_path/'study.json').read_text())
-    assert len(first['runs']) == 4 and all(r['places'].keys() == {'budget', 'iterations'} for r in first['runs'])
-    gone = next((tmp_path/'runs').glob('flow_grpo_fast-1-*.json'))
-    gone.unlink()
-    execute()
-    again = json.loads((tmp_path/'study.json').read_text())
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path/'runs').rglob('*.json') if f != gone} == {f: t for f, t in made.items() if f != gone}
-    for a, b in zip(first['runs'], again['runs']): assert {p: v['scores'] for p, v in a['places'].items()} == {p: v['scores'] for p, v in b['places'].items()}
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory):
+    "Where reproductions of seconds share their runs."
+    folder = tmp_path_factory.mktemp('smoke')
+    return dict(preset='smoke', folder=str(folder/'runs'), results=str(folder/'results'))
+
+@pytest.mark.parametrize('name', reproductions())
+def test_reproduction_in_small(name, smoke, tmp_path):
+    "Real runs: the base is scored again, every row and verdict has its interval, the config is echoed, and a second pass writes nothing."
+    said = smoke | (dict(rows='flow_grpo,g2rpo_no_mgai') if name == 'compare' else {})
+    text = execute(NBS/f'{name}.ipynb', tmp_path, said)
+    assert "preset='smoke'" in text and 'method.granularities=' in text and 'equivalents' in text
+    file = Path(smoke['results'])/f'{name}_smoke.json'
+    row, before = json.loads(file.read_text()), file.stat().st_mtime_ns
+    assert row['settings']['preset'] == 'smoke' and row['base'] and row['seconds'] > 0 and row['machines'] and set(row['claims'].values()) <= {'holds', 'does not hold', 'cannot tell'}
+    gains = [gain for place in row['rows'].values() for of_row in place.values() for gain in of_row['gains'].values()]
+    assert len(gains) >= 6 and all(g['low'] <= g['mean'] <= g['high'] for g in (*gains, *row['verdicts'])) and all(len(seeds) == 2 for seeds in row['seeds'].values())
+    execute(NBS/f'{name}.ipynb', tmp_path, said | dict(launcher='none'))
+    assert file.stat().st_mtime_ns == before
+
+@pytest.mark.parametrize('name', [n for n in reproductions() if (RESULTS/f'{n}_tiny.json').exists()])
+def test_what_is_committed_follows_from_the_committed_runs(name, tmp_path):
+    "To the last byte."
+    import shutil
+    for file in RESULTS.glob('runs_tiny*.jsonl'): shutil.copy(file, tmp_path)
+    execute(NBS/f'{name}.ipynb', tmp_path, dict(launcher='none', results=str(tmp_path)))
+    assert (tmp_path/f'{name}_tiny.json').read_text() == (RESULTS/f'{name}_tiny.json').read_text()
+
+@pytest.mark.parametrize('said, word', [(['-p', 'seed', '2'], 'did you mean seeds?'), (['-p', 'seeds', 'two'], 'must be a int'), (['--launcher', 'slrum'], 'is not one of none, inline'), (['--preset', 'papre'], 'papre')])
+def test_a_wrong_parameter_is_refused(said, word, capsys, tmp_path):
+    assert main(['repro', 'main_table', *said, '--out', str(tmp_path/'out')]) == 2
+    assert word in capsys.readouterr().err
+
+def test_papermill_itself_refuses_a_misspelt_parameter(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match='did you mean seeds'): execute(NBS/'main_table.ipynb', tmp_path, dict(seed=2))
+
+def test_repro_says_whether_the_claims_held(smoke, tmp_path, capsys):
+    "The runs are there already; two seeds of seconds prove nothing, so the exit code is 3."
+    code = main(['repro', 'step_robustness', '--preset', 'smoke', '-p', 'folder', smoke['folder'], '-p', 'results', smoke['results'], '--out', str(tmp_path/'out')])
+    said = capsys.readouterr().out
+    assert (tmp_path/'out'/'step_robustness.ipynb').exists() and 'G²RPO > MixGRPO' in said
+    assert code == (0 if 'G²RPO > MixGRPO                  holds' in said else 3)
+
+def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
+    "The kernel and its workers die at moments drawn at random."
+    def run(folder):
+        said = smoke | dict(folder=str(folder/'runs'), results=str(folder/'results'))
+        return subprocess.Popen([sys.executable, '-m', 'papermill', str(NBS/'ablation_steps.ipynb'), str(folder/'out.ipynb'), '-k', 'python3', '--cwd', str(NBS), *(word for key, value in said.items() for word in ('-p', key, value))], env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    draw, killed = random.Random(0), tmp_path/'killed'
+    killed.mkdir()
+    for _ in range(3):
+        one = run(killed)
+        time.sleep(draw.uniform(8, 25))
+        if one.poll() is None: kill(one.pid)
+        one.wait()
+    assert run(killed).wait(timeout=500) == 0
+    whole = tmp_path/'whole'
+    whole.mkdir()
+    assert run(whole).wait(timeout=500) == 0
+    first, other = (without_time(json.loads((f/'results'/'ablation_steps_smoke.json').read_text())) for f in (killed, whole))
+    assert first == other
+
+def kill(pid):
+    "SIGKILL to a process and all below it."
+    below = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()
+    try: os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError: pass
+    for child in below: kill(int(child))
+
+def without_time(value):
+    "What was measured, without how long it took."
+    if isinstance(value, dict): return {k: without_time(v) for k, v in value.items() if k != 'seconds'}
+    return [without_time(v) for v in value] if isinstance(value, list) else value

@@ -66,6 +66,21 @@ def folder(tmp_path_factory):
         for name in names: finished(launch(world, folder/'script.py', folder, name))
     return folder
 
+def test_split_weights_meet_in_equally_many_passes():
+    "Members of DanceGRPO draw which steps they train on; with split weights every pass is one that all processes take part in."
+    from g2rpo.config import tiny
+    from g2rpo.method import METHODS
+    from g2rpo.rollout import optimiser_steps, used_steps, with_rest
+    cfg = tiny(method=METHODS['dance_grpo'], T=6, group=4, grad_batch=1, shard=True)
+    words, counts = [f'prompt {i}' for i in range(8)], set()
+    for iteration in range(5):
+        for rank in range(4):
+            mine = words[rank::4]
+            updates = optimiser_steps(cfg.method, used_steps(cfg.method, 6, mine, 4, 0, iteration), cfg.grad_batch)
+            walk = [len(with_rest([rows for step in updates for n, rows in step if n == j], 8, cfg.grad_batch)) for j in range(6)]
+            counts.add((tuple(walk), tuple(map(len, updates))))
+    assert len(counts) == 1
+
 def trained(out):
     from safetensors.torch import load_file
     return torch.cat([t.flatten() for file in sorted((out/'weights').glob('*.safetensors')) for _, t in sorted(load_file(file).items())])
@@ -109,6 +124,19 @@ def test_taken_up_by_another_number_of_processes(folder, tmp_path, name, then, n
     assert len(found) == 3 and found[:2] == wanted[:2]
     assert found[2]['grad_norm'] == pytest.approx(wanted[2]['grad_norm'], rel=1e-4) and found[2]['equivalents'] == wanted[2]['equivalents']
     assert (trained(out) - trained(folder/f'{name}-{then}')).norm() < 1e-2*trained(out).norm()
+
+def test_taken_up_by_four_processes_to_the_last_bit(folder, tmp_path):
+    "With more than two, a sum depends on the order of its parts."
+    import shutil
+    out = tmp_path/'run'
+    shutil.copytree(folder/'g2rpo-4', out)
+    script = tmp_path/'script.py'
+    script.write_text(SCRIPT.replace("words, f'{out}/{name}-{world}')", "words, f'{out}/run', resume='2')"))
+    wanted = kept(out)
+    finished(launch(4, script, tmp_path, 'g2rpo'))
+    found = kept(out)
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
+    assert [row['grad_norm'] for row in rows(out)] == [row['grad_norm'] for row in rows(folder/'g2rpo-4')]
 
 COMMAND = ['-m', 'g2rpo.cli', 'train', '--T', '4', '--group', '3', '--prompts-per-iteration', '2', '--iterations', '8', '--save-every', '1', '--precision', 'no', '--granularities', '1,2', '--patience', '20']
 
