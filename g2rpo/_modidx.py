@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'g2rpo.repro.parameters': ('repro.html#parameters', 'g2rpo/repro.py'),
                              'g2rpo.repro.plan': ('repro.html#plan', 'g2rpo/repro.py'),
                              'g2rpo.repro.rehearse': ('repro.html#rehearse', 'g2rpo/repro.py'),
+                             'g2rpo.repro.rehearsed': ('repro.html#rehearsed', 'g2rpo/repro.py'),
                              'g2rpo.repro.reproduce': ('repro.html#reproduce', 'g2rpo/repro.py'),
                              'g2rpo.repro.reproductions': ('repro.html#reproductions', 'g2rpo/repro.py'),
                              'g2rpo.repro.row_file': ('repro.html#row_file', 'g2rpo/repro.py'),

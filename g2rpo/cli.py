@@ -294,6 +294,7 @@ def run_repro(args) -> int:
     said = dict(args.parameters) | ({'dry_run': 'True'} if args.dry_run else {}) | {key: value for key in ('preset', 'launcher') if (value := getattr(args, key))}
     row = reproduce(args.name, said, args.out)
     for claim, verdict in row.get('claims', {}).items(): print(f'{claim:32} {verdict}')
+    if args.dry_run: return 1 if row['failed'] else 0
     return 3 if any(verdict != 'holds' for verdict in row.get('claims', {}).values()) else 0
 
 COMMANDS = dict(repro=run_repro, train=run_train, doctor=run_doctor, calibrate=run_calibrate, fetch=run_fetch, convert=run_convert, evaluate=run_evaluate, demo=run_demo)

@@ -171,7 +171,7 @@ def by_accelerate(study: Study, jobs: list[Job]) -> None:
 def last_words(log: Path) -> str:
     "The line of a log that says most."
     said = [line for line in log.read_text().splitlines() if line.strip()]
-    return next((line for line in reversed(said) if line.startswith('g2rpo: ')), said[-1] if said else 'it said nothing')[:300]
+    return next((line for word in ('g2rpo: ', 'Error: ') for line in reversed(said) if word in line and 'ChildFailed' not in line), said[-1] if said else 'it said nothing')[:300]
 
 # %% ../nbs/13_launch.ipynb #cell-13
 def by_slurm(study: Study, jobs: list[Job]) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'assigned', 'checked_parameters', 'parameters', 'size_of', 'cost_of', 'plan', 'echo', 'stand_in', 'rehearse',
-           'Reproduction', 'reproductions', 'known_parameters', 'literal', 'reproduce', 'row_file']
+           'Reproduction', 'reproductions', 'known_parameters', 'literal', 'reproduce', 'rehearsed', 'row_file']
 
 # %% ../nbs/16_repro.ipynb #cell-02
 import ast
@@ -191,8 +191,14 @@ def reproduce(name: str, given: dict[str, str], out: Path | None = None) -> dict
         if error.ename == 'InputError': raise InputError(error.evalue) from None
         raise
     print(f'The notebook is {out/name}.ipynb')
-    file = row_file(said, name)
-    return json.loads(file.read_text()) if file.exists() and not said['dry_run'] else {}
+    if said['dry_run']: return rehearsed(out/f'{name}.ipynb')
+    return json.loads(row_file(said, name).read_text())
+
+def rehearsed(notebook: Path) -> dict:
+    "The plan and findings in an executed notebook, printed; `failed` are those that stand in the way."
+    text = ''.join(o['text'] if isinstance(o['text'], str) else ''.join(o['text']) for c in json.loads(notebook.read_text())['cells'] for o in c.get('outputs', ()) if o.get('name') == 'stdout')
+    print(text)
+    return dict(failed=[line for line in text.splitlines() if line.startswith('FAIL')])
 
 def row_file(said: dict, name: str) -> Path:
     "Where a reproduction keeps its row."

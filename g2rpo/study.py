@@ -211,6 +211,7 @@ def run_job(job: Job, folder, threads: int = 0, device: str = 'cpu') -> dict:
             file.parent.mkdir(parents=True, exist_ok=True)
             (part := file.with_suffix('.part')).write_text(json.dumps(result)); part.rename(file)
             shutil.rmtree(home/'checkpoints', ignore_errors=True)
+        here().wait_for_everyone()
     return json.loads(file.read_text())
 
 # %% ../nbs/11_study.ipynb #cell-13

@@ -55,3 +55,38 @@ def test_a_bad_job_is_not_queued_again(here):
         (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
     done = subprocess.run(['bash', str(ROOT/'scripts'/'train.sbatch'), '--out', 'run'], cwd=here, env=ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_JOB_ID': '7'}, capture_output=True, text=True)
     assert done.returncode == 2 and not (here/'requeued').exists()
+
+def test_a_study_is_a_job_array(here, monkeypatch):
+    "With stand-ins for Slurm's commands: tasks run when submitted, the first is pre-empted once; the second study finds all done and submits nothing."
+    from g2rpo.config import tiny
+    from g2rpo.evaluate import Protocol
+    from g2rpo.launch import Study
+    from g2rpo.method import METHODS
+    from g2rpo.study import Job
+    tools = here/'bin'
+    tools.mkdir()
+    task = f'SLURM_JOB_NODELIST=localhost SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i bash {ROOT}/scripts/study.sbatch'
+    texts = dict(sbatch=f'echo "$@" >> {here}/submitted; shift 3; script=$1; shift\n( for i in 0 1; do until {task} "$@" && [ ! -e {here}/again ]; do rm -f {here}/again; done; done >> {here}/log 2>&1; touch {here}/over ) >/dev/null 2>&1 &\necho "9;cluster"',
+        squeue=f'[ -e {here}/over ] || echo RUNNING',
+        scontrol=f'if [ "$1" = show ]; then echo localhost; else echo "$@" >> {here}/requeued; touch {here}/again; fi',
+        srun=f'shift; SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 "$@" & child=$!\nif [ ! -e {here}/requeued ]; then until [ -s {here}/runs/trained/*/metrics.jsonl ]; do sleep .1; done; kill -TERM $child; fi\nwait $child')
+    for name, text in texts.items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
+    for key, value in (ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'MASTER_PORT': '29519', 'ACCELERATE_USE_CPU': 'true'}).items(): monkeypatch.setenv(key, value)
+    judge = Protocol(('a sign', 'a red sign'), T=4, scorers=('g2rpo.reward:saturation',))
+    jobs = [Job(name, tiny(T=6, group=4, prompts_per_iteration=2, rewards=('g2rpo.reward:saturation',), method=METHODS[name]), judge, 0, 4) for name in ('g2rpo', 'mix_grpo')]
+    first = Study(here/'runs', 'slurm', seconds=.5).results(jobs)
+    assert [record['places']['iterations']['iterations'] for record in first] == [4, 4] and (here/'requeued').read_text() == 'requeue 9_0\n', (here/'log').read_text()
+    assert '--array=0-1' in (here/'submitted').read_text() and len((here/'submitted').read_text().splitlines()) == 1
+    assert Study(here/'runs', 'slurm').results(jobs) == first and len((here/'submitted').read_text().splitlines()) == 1
+
+def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypatch):
+    from g2rpo.check import RunStopped
+    from g2rpo.config import tiny
+    from g2rpo.evaluate import Protocol
+    from g2rpo.launch import Study
+    from g2rpo.study import Job
+    tools = here/'bin'
+    tools.mkdir()
+    for name, text in dict(sbatch='echo 9', squeue='exit 1').items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}')
+    with pytest.raises(RunStopped, match='1 runs have no result'): Study(here/'runs', 'slurm', seconds=.1).results([Job('g2rpo', tiny(), Protocol(('x',)), 0, 2)])

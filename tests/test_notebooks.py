@@ -72,6 +72,15 @@ def test_repro_says_whether_the_claims_held(smoke, tmp_path, capsys):
     assert (tmp_path/'out'/'step_robustness.ipynb').exists() and 'G²RPO > MixGRPO' in said
     assert code == (0 if 'G²RPO > MixGRPO                  holds' in said else 3)
 
+@pytest.mark.parametrize('name, reward, rows', [('main_table', 'hps+clip', 4), ('dense_reward', 'pickscore', 6)])
+def test_the_published_setting_is_rehearsed(name, reward, rows, tmp_path, capsys, monkeypatch):
+    "Flux.1-dev and SD3.5-M without a GPU or a checkpoint: plan, cost, what is missing, and two iterations of each row by two processes under accelerate."
+    monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
+    assert main(['repro', name, '--preset', 'paper', '-p', 'reward', reward, '--dry-run', '--out', str(tmp_path/'out')]) == 1
+    said = capsys.readouterr().out
+    assert "preset='paper'" in said and 'device-hours' in said and said.count('ok    rehearsal') == rows and said.count('ok    batch') == rows
+    assert all('is not' in line or 'are not' in line for line in said.splitlines() if line.startswith('FAIL')) and 'FAIL  model' in said and 'FAIL  prompts' in said
+
 def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
     "The kernel and its workers die at moments drawn at random."
     def run(folder):
