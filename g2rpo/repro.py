@@ -152,7 +152,7 @@ class Reproduction:
         verdicts = judged(records, claims, places, scorers)
         print(verdict_table(verdicts, s.trained))
         first = {claim.text: next((v['verdict'] for v in verdicts if v['claim'] == claim.text and v['at'] == places[0] and v['scorer'] == s.held_out[0]), 'cannot tell') for claim in claims}
-        settings = {key: value for key, value in self.said.items() if key not in ('launcher', 'workers', 'folder', 'results', 'dry_run')}
+        settings = {key: value for key, value in self.said.items() if key not in ('launcher', 'workers', 'folder', 'results', 'dry_run')} | asdict(s)
         row = row_of(records, settings, places, scorers, verdicts, claims=first, rates={name: found['lr'] for name, found in self.rates.items()}, **more)
         file = write_row(row_file(self.said, self.name), row)
         print(f'\n{file.name}: {row["seconds"]/3600:.1f} hours of runs by one process, on {", ".join(row["machines"])}.')
