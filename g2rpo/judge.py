@@ -46,8 +46,9 @@ class Records:
     def __init__(self, records: Iterable[dict], base: dict):
         self.rows, self.base = {}, base
         for r in sorted(records, key=lambda r: r['config']['seed']): self.rows.setdefault(r['name'], []).append(r)
-        odd = {r['protocol'] for runs in self.rows.values() for r in runs} - {base['protocol']}
-        if odd: raise InputError(f'records of the protocols {sorted(odd)} and a base of {base["protocol"]} cannot be compared; score them under one.')
+        under = lambda r: (r['protocol'], *r.get('checkpoints', ()))                    # and what its scorers are
+        odd = {under(r)[0] for runs in self.rows.values() for r in runs if under(r) != under(base)}
+        if odd: raise InputError(f'records of the protocols {sorted(odd)} and a base of {base["protocol"]} cannot be compared, or their scorers are other files; score them under one.')
 
     def table(self, name: str, place: str, scorer: str) -> Tensor:
         "Scores (S, P) of row `name` at `place`: budget, iterations, or T=20 where it was scored with other steps besides."

@@ -9,6 +9,7 @@ __all__ = ['LAUNCHERS', 'lines', 'collect', 'Study', 'progress', 'shown', 'one_t
 # %% ../nbs/13_launch.ipynb #cell-02
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -124,9 +125,9 @@ def at_once(study: Study, task: Callable, jobs: list[Job], line: Callable | None
         while left:
             done, left = wait(left, study.seconds, FIRST_COMPLETED)
             say(progress(study, jobs) if line is None else f'{len(jobs) - len(left)} of {len(jobs)}: ' + ', '.join(line(job) for job, t in zip(jobs, tasks) if not t.done()))
-            for task in done:
-                if task.exception(): pool.shutdown(cancel_futures=True); task.result()
-    return [task.result() for task in tasks]
+            for ended in done:
+                if ended.exception(): pool.shutdown(cancel_futures=True); ended.result()
+    return [ended.result() for ended in tasks]
 
 def inline(study: Study, jobs: list[Job]) -> None: at_once(study, run_job, jobs)
 
@@ -181,6 +182,7 @@ def by_slurm(study: Study, jobs: list[Job]) -> None:
     waiting = {name for names in arrays.values() for name in names}
     if new := [job for job in jobs if job.file('').name not in waiting]:
         file = described(study, new, f'array-{time.time_ns()}')
+        if not shutil.which('sbatch'): raise InputError('launcher=slurm, but there is no sbatch here; start this where jobs are submitted, or say launcher=accelerate.')
         asked = subprocess.run(['sbatch', '--parsable', f'--array=0-{len(new) - 1}', f'--output={Path(study.folder).resolve()}/jobs/%A_%a.log', str(root()/'scripts'/'study.sbatch'), str(file.resolve()), str(Path(study.folder).resolve())], capture_output=True, text=True)
         if asked.returncode: raise InputError(f'sbatch refused the study: {asked.stderr.strip()}')
         arrays[asked.stdout.strip().split(';')[0]] = [job.file('').name for job in new]
@@ -194,9 +196,9 @@ def by_slurm(study: Study, jobs: list[Job]) -> None:
     say(progress(study, jobs))
 
 def queued(number: str) -> bool:
-    "Whether tasks of the array `number` wait or run."
+    "Whether tasks of the array `number` wait or run. A controller that does not answer is asked again, not taken for an end."
     found = subprocess.run(['squeue', '-h', '-j', number, '-o', '%T'], capture_output=True, text=True)
-    return found.returncode == 0 and bool(found.stdout.strip())
+    return bool(found.stdout.strip()) if found.returncode == 0 else 'Invalid job id' not in found.stderr
 
 LAUNCHERS = dict(none=nothing, inline=inline, accelerate=by_accelerate, slurm=by_slurm)
 

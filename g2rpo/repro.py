@@ -109,6 +109,7 @@ def rehearse(setting: Setting, rows: dict[str, Method], folder: Path, processes:
     judge = setting.judge(prompts=('a sign',))
     jobs = replace(setting, seeds=1).jobs(rows, {}, judge)
     for finding in {str(f): f for job in jobs for check in (model, assets, words) for f in check(job.cfg)}.values(): yield finding
+    if lacks := setting.lacks(rows): yield Finding('psi', lacks, False)
     for job in jobs:
         odd = job.cfg.prompts_per_iteration % processes
         yield Finding('batch', f'{job.name}: {job.cfg.prompts_per_iteration} prompts of {job.cfg.group} members over {processes} processes' + (f', which leaves {odd}' if odd else ''), not odd)
@@ -138,6 +139,7 @@ class Reproduction:
 
     def records(self, rows: dict[str, Method], seeds: dict[str, int] = {}) -> Records:
         "The runs of `rows` and the base model: read, gone on with or made. Rows in `seeds` have so many, the others all."
+        if lacks := self.setting.lacks(rows): raise InputError(lacks)
         self.rates = self.study.rates(self.setting.searches(rows))
         for name, found in self.rates.items(): print(f'{name:22} lr {found["lr"]:.1e} of ' + ', '.join(f'{float(lr):.0e}: {v:.3f}' for lr, v in sorted(found['tried'].items(), key=lambda t: float(t[0]))))
         first = self.setting.base().cfg.seed

@@ -16,6 +16,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .memory import blueprint, skeleton
 from .policy import quiet, trainable
 from .rollout import Ledger, rollout
 from .schedule import shift_grid
+from .scorer import checkpoints
 from .trainer import train
 
 # %% ../nbs/11_study.ipynb #cell-05
@@ -50,6 +52,7 @@ def equivalents(cfg: Config, grid: Tensor, iteration: int = 0) -> int:
     states = sum(len(rows) for step in roll.updates for _, rows in step)
     return (1 if cfg.cfg == 1 else 2)*(ledger.forwards + states*(4 if cfg.method.kl else 3))
 
+@lru_cache(maxsize=64)
 def grid_of(cfg: Config) -> Tensor:
     "The training grid of `cfg`, (T+1,) float64, without loading a model."
     if cfg.shift is not None: return shift_grid(cfg.T, cfg.shift)
@@ -175,7 +178,7 @@ def scored(job: Job, places: dict[str, int], log: list[dict], home: Path, device
     from g2rpo.reward import load_rewards
     cfg, policy, scorers = job.cfg, open_policy(job.cfg, device), load_rewards(job.protocol.scorers, device)
     if cfg.lora_rank: trainable(policy, cfg.lora_rank, cfg.lora_alpha)
-    few, out = replace(job.protocol, prompts=job.protocol.prompts[:job.probe_prompts], seeds=job.protocol.seeds[:1]), dict(places={}, probes=[], others=[])
+    few, out = replace(job.protocol, prompts=job.protocol.prompts[:job.probe_prompts], seeds=job.protocol.seeds[:1]), dict(checkpoints=list(checkpoints(scorers)), places={}, probes=[], others=[])
     rounded = lambda table: {name: [round(s, 5) for s in t.mean(1).tolist()] for name, t in table.items()}
     for place, n in places.items():
         if n: put(policy, load_file(snapshot(home, n)))

@@ -87,6 +87,6 @@ def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypat
     from g2rpo.study import Job
     tools = here/'bin'
     tools.mkdir()
-    for name, text in dict(sbatch='echo 9', squeue='exit 1').items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}')
+    for name, text in dict(sbatch='echo 9', squeue='if [ -e asked ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; else touch asked; echo "Unable to contact slurm controller" >&2; fi; exit 1').items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}'); monkeypatch.chdir(here)
     with pytest.raises(RunStopped, match='1 runs have no result'): Study(here/'runs', 'slurm', seconds=.1).results([Job('g2rpo', tiny(), Protocol(('x',)), 0, 2)])

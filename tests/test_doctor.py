@@ -102,3 +102,20 @@ def test_prompt_sets_are_brought_in_and_used(tmp_path, monkeypatch, capsys):
     assert main(['train', '--prompts', 'hpdv2_test', '--T', '4', '--group', '2', '--iterations', '1', '--prompts-per-iteration', '2', '--out', str(tmp_path/'run')]) == 0
     assert main(['train', '--prompts', 'ocr_train', '--out', str(tmp_path/'never')]) == 2 and not (tmp_path/'never').exists()
     assert 'g2rpo fetch ocr_train' in capsys.readouterr().err
+
+@pytest.mark.parametrize('honest', [True, False])
+def test_what_is_fetched_is_what_the_hub_publishes(honest, tmp_path, monkeypatch, capsys):
+    "By the sha256 that the hub names for the file; the commit it was is kept."
+    import hashlib
+    from types import SimpleNamespace as Answer
+    import torch
+    monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
+    file = tmp_path/'hub'/'sac+logos+ava1-l14-linearMSE.pth'
+    file.parent.mkdir()
+    torch.save(dict(w=torch.ones(2)), file)
+    sha = hashlib.sha256(file.read_bytes() + (b'' if honest else b'x')).hexdigest()
+    monkeypatch.setattr('huggingface_hub.HfApi', lambda: Answer(repo_info=lambda *a, **k: Answer(sha='c0ffee', siblings=[Answer(rfilename=file.name, lfs=Answer(sha256=sha)), Answer(rfilename='README.md', lfs=None)])))
+    monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: str(file.parent))
+    assert main(['fetch', 'aesthetic']) == (0 if honest else 2)
+    if honest: assert json.loads((tmp_path/'assets'/'aesthetic'/'manifest.json').read_text())['revision'] == 'c0ffee'
+    else: assert 'is not what camenduru/improved-aesthetic-predictor publishes' in capsys.readouterr().err and not (tmp_path/'assets'/'aesthetic').exists()
