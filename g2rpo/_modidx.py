@@ -216,6 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'g2rpo.launch.by_slurm': ('launch.html#by_slurm', 'g2rpo/launch.py'),
                               'g2rpo.launch.collect': ('launch.html#collect', 'g2rpo/launch.py'),
                               'g2rpo.launch.described': ('launch.html#described', 'g2rpo/launch.py'),
+                              'g2rpo.launch.follow': ('launch.html#follow', 'g2rpo/launch.py'),
                               'g2rpo.launch.inline': ('launch.html#inline', 'g2rpo/launch.py'),
                               'g2rpo.launch.job_of': ('launch.html#job_of', 'g2rpo/launch.py'),
                               'g2rpo.launch.last_words': ('launch.html#last_words', 'g2rpo/launch.py'),

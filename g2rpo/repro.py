@@ -155,9 +155,9 @@ class Reproduction:
         print(verdict_table(verdicts, s.trained))
         first = {claim.text: next((v['verdict'] for v in verdicts if v['claim'] == claim.text and v['at'] == places[0] and v['scorer'] == s.held_out[0]), 'cannot tell') for claim in claims}
         settings = {key: value for key, value in self.said.items() if key not in ('launcher', 'workers', 'folder', 'results', 'dry_run')} | asdict(s)
-        row = row_of(records, settings, places, scorers, verdicts, claims=first, rates={name: found['lr'] for name, found in self.rates.items()}, **more)
+        row = row_of(records, settings, places, scorers, verdicts, claims=first, rates={name: found['lr'] for name, found in self.rates.items()}, search_seconds=sum(found['seconds'] for found in self.rates.values()), **more)
         file = write_row(row_file(self.said, self.name), row)
-        print(f'\n{file.name}: {row["seconds"]/3600:.1f} hours of runs by one process, on {", ".join(row["machines"])}.')
+        print(f'\n{file.name}: {row["seconds"]/3600:.1f} hours of runs and {row["search_seconds"]/3600:.1f} of the search for learning rates, by one process, on {", ".join(row["machines"])}.')
         return verdicts
 
 # %% ../nbs/16_repro.ipynb #cell-14

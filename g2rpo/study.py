@@ -220,13 +220,14 @@ def run_job(job: Job, folder, threads: int = 0, device: str = 'cpu') -> dict:
 # %% ../nbs/11_study.ipynb #cell-13
 def search_rate(job: Job, folder, threads: int = 0, tries: int = 7) -> dict:
     "The learning rate of `job`, and the trained reward at each of at most `tries` (at least 3) that were tried."
-    trained, seen = job.cfg.rewards[0], {}
+    trained, seen, seconds = job.cfg.rewards[0], {}, []
     def value(lr):
         if lr not in seen:
-            scores = run_job(replace(job, cfg=replace(job.cfg, lr=lr)), folder, threads)['places']['budget']['scores'][trained]
+            run = run_job(replace(job, cfg=replace(job.cfg, lr=lr)), folder, threads)
+            scores = run['places']['budget']['scores'][trained]; seconds.append(run['seconds'])
             seen[lr] = sum(scores)/len(scores)
         return seen[lr]
     best, factor = job.cfg.lr, 2.
     if value(best/2) > max(value(best), value(best*2)): factor = .5
     while len(seen) < tries and value(best*factor) > value(best): best *= factor
-    return dict(name=job.name, lr=best, tried=dict(sorted(seen.items())))
+    return dict(name=job.name, lr=best, tried=dict(sorted(seen.items())), seconds=sum(seconds))

@@ -88,7 +88,7 @@ def test_the_published_setting_is_rehearsed(name, reward, rows, tmp_path, capsys
     assert all('is not' in line or 'are not' in line or 'g2rpo calibrate' in line for line in said.splitlines() if line.startswith('FAIL')) and 'FAIL  model' in said and 'FAIL  prompts' in said
 
 def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
-    "The kernel and its workers die at moments drawn at random."
+    "The kernel dies at moments drawn at random, and its workers with it."
     def run(folder):
         said = smoke | dict(folder=str(folder/'runs'), results=str(folder/'results'))
         return subprocess.Popen([sys.executable, '-m', 'papermill', str(NBS/'ablation_steps.ipynb'), str(folder/'out.ipynb'), '-k', 'python3', '--cwd', str(NBS), *(word for key, value in said.items() for word in ('-p', key, value))], env=ENV, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -107,11 +107,19 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
     assert first == other
 
 def kill(pid):
-    "SIGKILL to a process and all below it."
-    below = subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()
-    try: os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError: pass
-    for child in below: kill(int(child))
+    "SIGKILL to papermill and the kernel; the workers, which hear nothing, end by themselves."
+    below = lambda pid: [int(child) for child in subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()]
+    kernels = below(pid)
+    workers = [worker for kernel in kernels for worker in below(kernel)]
+    for each in (pid, *kernels): os.kill(each, signal.SIGKILL)
+    until = time.time() + 60
+    while any(alive(worker) for worker in workers):
+        assert time.time() < until, 'a worker goes on without its kernel'
+        time.sleep(.2)
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError): return False
 
 def without_time(value):
     "What was measured, without how long it took."
