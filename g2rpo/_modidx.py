@@ -245,6 +245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'g2rpo.memory.blueprint': ('memory.html#blueprint', 'g2rpo/memory.py'),
                               'g2rpo.memory.class_of': ('memory.html#class_of', 'g2rpo/memory.py'),
                               'g2rpo.memory.estimate': ('memory.html#estimate', 'g2rpo/memory.py'),
+                              'g2rpo.memory.facts': ('memory.html#facts', 'g2rpo/memory.py'),
                               'g2rpo.memory.folder_of': ('memory.html#folder_of', 'g2rpo/memory.py'),
                               'g2rpo.memory.latents': ('memory.html#latents', 'g2rpo/memory.py'),
                               'g2rpo.memory.measured': ('memory.html#measured', 'g2rpo/memory.py'),

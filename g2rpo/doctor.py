@@ -21,7 +21,7 @@ from .asset import ASSETS, NEEDS, find
 from .backbone import FAMILIES
 from .check import InputError, NothingToLearn, RunStopped
 from .config import Config, open_policy
-from .memory import GIB, blueprint, class_of, estimate, folder_of, trace
+from .memory import GIB, blueprint, class_of, estimate, facts, folder_of
 from .policy import DTYPES
 from .folder import needed
 from .prompts import load_prompts, pick
@@ -137,7 +137,7 @@ def placed(cfg: Config, device: torch.device) -> Config:
 
 def host(cfg: Config, processes: int, free: int) -> Finding:
     "Main memory beside GPUs: every process of the machine reads the whole pipeline there before it moves."
-    t = trace(cfg, 1, False)
+    t = facts(cfg)
     need = processes*(t['weights'] + t['vae'] + blueprint(cfg.model, cfg.revision).encoders*DTYPES[cfg.encoder_dtype].itemsize)
     return Finding('memory', f'{need/GIB:.1f} GiB of main memory while {processes} process{"es read" if processes > 1 else " reads"} the pipeline; {free/GIB:.1f} GiB free', need < .95*free)
 
@@ -150,7 +150,7 @@ def advice(cfg: Config, phase: str, gpu: bool = True) -> str:
 
 def sizes(cfg: Config) -> dict[str, int]:
     "Bytes of what a run writes."
-    return needed(trace(cfg, 1, False)['trained'], cfg)
+    return needed(facts(cfg)['trained'], cfg)
 
 def disk(cfg: Config, out: Path) -> Iterator[Finding]:
     "Room for checkpoints and weights, as the trainer will ask for it."
@@ -162,7 +162,8 @@ def disk(cfg: Config, out: Path) -> Iterator[Finding]:
 
 def cost(cfg: Config, seconds: float | None) -> Iterator[Finding]:
     "Forward equivalents and device-hours of the whole run; `seconds` a forward equivalent, if that was measured."
-    t, an_iteration = trace(cfg, 1, False), equivalents(cfg, torch.tensor(trace(cfg, 1, False)['grid'], dtype=torch.float64))
+    t = facts(cfg)
+    an_iteration = equivalents(cfg, torch.tensor(t['grid'], dtype=torch.float64))
     how = f'at {TFLOPS} TFLOPS, assumed' if seconds is None else f'{seconds:.3g} s each, measured here'
     seconds = seconds or 2*t['numbers']*t['tokens']/(TFLOPS*1e12)
     hours = an_iteration*cfg.iterations*seconds/3600

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T5_XXL', 'CLIP_L', 'CLIP_G', 'VAE_16', 'SD35', 'PUBLISHED', 'GIB', 'Blueprint', 'folder_of', 'parameters', 'class_of',
-           'blueprint', 'skeleton', 'Watch', 'peak', 'Estimate', 'size', 'latents', 'tokens', 'trace', 'estimate',
-           'weight_of', 'measured']
+           'blueprint', 'skeleton', 'Watch', 'peak', 'Estimate', 'size', 'latents', 'tokens', 'trace', 'facts',
+           'estimate', 'weight_of', 'measured']
 
 # %% ../nbs/11_memory.ipynb #cell-02
 import inspect
@@ -13,7 +13,7 @@ import json
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -192,12 +192,16 @@ def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:
     return dict(numbers=sum(p.numel() for p in model.parameters()), tokens=tokens(policy), weights=size(model.parameters()) + size(model.buffers()), trained=size(params), vae=size(vae.parameters()) + size(vae.buffers()), block=max(blocks),
         backward=max(0, back - size(params)), held=held, step=temporaries, forward=ahead, decode=pictures, latents=latents(cfg, policy), grid=tuple(policy.grid(cfg.T).tolist()))
 
+def facts(cfg: Config) -> dict[str, int]:
+    "Of the model of `cfg`, and of passes on one state; where its encoders wait makes no difference."
+    return trace(replace(cfg, offload=False), 1, False)
+
 def estimate(cfg: Config, world: int = 1, fused: bool = False) -> Estimate:
     "What one of `world` processes needs to train `cfg`; `fused` as the optimiser is on a GPU."
     shards, method, prompts = world if cfg.shard and not cfg.lora_rank else 1, cfg.method, -(-cfg.prompts_per_iteration//world)
     states = cfg.group if method.explore == 'chain' else method.starts
     steps = optimiser_steps(method, used_steps(method, len(method.noisy_steps(cfg.T)), [str(p) for p in range(prompts)], states, cfg.seed, 0), cfg.grad_batch)
-    t = trace(cfg, max(len(rows) for step in steps for _, rows in step), max(map(len, steps)) > 1)
+    t = trace(replace(cfg, offload=False), max(len(rows) for step in steps for _, rows in step), max(map(len, steps)) > 1)
     encoders = blueprint(cfg.model, cfg.revision).encoders*DTYPES[cfg.encoder_dtype].itemsize
     stays = dict(weights=t['weights']//shards, optimiser=2*t['trained']//shards, average=t['trained']//shards if method.ema else 0, reference=t['weights']//shards if method.kl and not cfg.lora_rank else 0,
         scorers=sum(weight_of(name) for name in dict.fromkeys((*cfg.rewards, *cfg.panel))), latents=prompts*t['latents'], blocks=2*t['block'] if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
