@@ -241,7 +241,7 @@ def train(cfg: Config, policy, rewards: dict, prompts: list[str], out=None, watc
         finally:
             progress.close()
             if not trouble: wind_up(run, stop)
-            finish(policy, run.tuning, out if run.done and not stop.hard and (trouble is None or type(trouble) is RunStopped) else None)
+            finish(policy, run.tuning, out if run.done and not stop.hard and (trouble is None or isinstance(trouble, RunStopped) and not isinstance(trouble, LostProcess)) else None)
             run.release()
             for tracker in accelerator.trackers: tracker.finish()
     return run.metrics.rows
