@@ -34,9 +34,9 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 def crossed(table: Tensor) -> Difference:
     "Mean of (S, P) with an interval over both."
     S, P = table.shape
-    if S < 2: raise InputError(f'{S} seed gives no spread; run at least 2.')
     table = table.double()
-    se = (table.mean(1).var()/S + table.mean(0).var()/P).sqrt().item()
+    over_prompts = table.mean(0).var()/P
+    se = (over_prompts if S == 1 else table.mean(1).var()/S + over_prompts).sqrt().item()
     reach = STUDENT.get(S - 1, 1.96)*se
     return Difference(table.mean().item(), table.mean().item() - reach, table.mean().item() + reach)
 
@@ -69,8 +69,8 @@ class Records:
         return crossed(x[:n] - y[:n])
 
     def spent(self, name: str, place: str) -> dict[str, float]:
-        "Cost of row `name` up to `place`, mean over seeds."
-        rows = [r['places'][place] for r in self.rows[name]]
+        "Cost of row `name` up to `place`, mean over seeds. Other steps are tried on the weights of the last place."
+        rows = [r['places'][[*r['places']][-1] if place.startswith('T=') else place] for r in self.rows[name]]
         return {key: sum(row[key] for row in rows)/len(rows) for key in rows[0] if key != 'scores'}
 
 def scores_at(record: dict, place: str) -> dict[str, list[float]]:
@@ -87,11 +87,11 @@ class Claim:
     b: str
 
 def judged(records: Records, claims: list[Claim], places: Iterable[str], scorers: Iterable[str]) -> list[dict]:
-    "A verdict for each claim whose rows are there with two seeds, at each place by each scorer."
+    "A verdict for each claim whose rows are there, at each place by each scorer."
     out = []
     for place in places:
         for claim in claims:
-            if any(len(records.rows.get(name, ())) < 2 for name in (claim.a, claim.b)): continue
+            if any(name not in records.rows for name in (claim.a, claim.b)): continue
             for scorer in scorers:
                 d = records.difference(claim.a, claim.b, place, scorer)
                 out.append(dict(claim=claim.text, a=claim.a, b=claim.b, at=place, scorer=scorer, seeds=min(len(records.rows[n]) for n in (claim.a, claim.b)), **asdict(d), verdict=d.verdict()))
@@ -104,7 +104,7 @@ def gain_table(records: Records, place: str, scorers: tuple[str, ...]) -> str:
     lines = [f'{"":{wide}}{"seeds":>5} {"iterations":>10} {"equivalents":>11} {"images":>7}  ' + '  '.join(f'{s:25}' for s in scorers),
              f'{"base":{wide}}{"":36}  ' + '  '.join(f'{records.of_base(place, s).mean():<25.3f}' for s in scorers)]
     for name in names:
-        cost = records.spent(name, place if not place.startswith('T=') else 'budget')
+        cost = records.spent(name, place)
         lines.append(f'{name:{wide}}{len(records.rows[name]):5} {cost["iterations"]:10.0f} {cost["equivalents"]:11.0f} {cost["decodes"]:7.0f}  ' + '  '.join(f'{str(records.gain(name, place, s)):25}' for s in scorers))
     return '\n'.join(lines)
 
@@ -114,8 +114,9 @@ def verdict_table(verdicts: list[dict], trained: tuple[str, ...]) -> str:
     wide = max((len(v['claim']) for v in verdicts), default=0) + 2
     for v in verdicts:
         if v['at'] != last: lines.append(f'\nat equal {dict(budget="cost", iterations="iterations").get(v["at"], v["at"])}'); last, claim = v['at'], None
-        lines.append(f'{v["claim"] if v["claim"] != claim else "":{wide}}{v["scorer"]:10}{"trained" if v["scorer"] in trained else "held out":9} {v["seeds"]} seeds  {str(Difference(v["mean"], v["low"], v["high"])):26}{v["verdict"]}')
+        lines.append(f'{v["claim"] if v["claim"] != claim else "":{wide}}{v["scorer"]:10}{"trained" if v["scorer"] in trained else "held out":9} {v["seeds"]} seed{"s" if v["seeds"] > 1 else " "}  {str(Difference(v["mean"], v["low"], v["high"])):26}{v["verdict"]}')
         claim = v['claim']
+    if any(v['seeds'] == 1 for v in verdicts): lines.append('\nOne seed: intervals are over prompts alone, so they speak of these runs and not of the methods.')
     return '\n'.join(lines).strip('\n')
 
 # %% ../nbs/14_judge.ipynb #cell-13
@@ -141,7 +142,7 @@ def rounded(value, digits: int = 5):
 def row_of(records: Records, settings: dict, places: Iterable[str], scorers: Iterable[str], verdicts: list[dict], **more) -> dict:
     "What is kept of a study."
     runs = [r for row in records.rows.values() for r in row]
-    ours = lambda name, place: dict(spent={k: v for k, v in records.spent(name, place).items() if k != 'seconds'} if not place.startswith('T=') else {}, gains={s: asdict(records.gain(name, place, s)) for s in scorers})
+    ours = lambda name, place: dict(spent={k: v for k, v in records.spent(name, place).items() if k != 'seconds'}, gains={s: asdict(records.gain(name, place, s)) for s in scorers})
     return rounded(dict(settings=settings, protocol=records.base['protocol'], seeds={name: [r['config']['seed'] for r in row] for name, row in records.rows.items()}, code=sorted({r['code'] for r in runs}), machines=sorted({r['machine'] for r in runs if 'machine' in r}), runs=sorted(r['key'] for r in runs),
         base={s: {p: records.of_base(p, s).mean().item() for p in places} for s in scorers}, rows={place: {name: ours(name, place) for name in records.rows} for place in places}, verdicts=verdicts, **more, seconds=sum(r['seconds'] for r in runs)))
 

@@ -7,7 +7,6 @@ __all__ = ['LAUNCHERS', 'lines', 'collect', 'Study', 'progress', 'shown', 'one_t
            'root', 'described', 'job_of', 'by_accelerate', 'last_words', 'by_slurm', 'queued', 'main']
 
 # %% ../nbs/13_launch.ipynb #cell-02
-import ctypes
 import json
 import os
 import shutil
@@ -19,13 +18,14 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 import torch
 from .check import InputError, RunStopped, one_of
 from .evaluate import Protocol
 from .folder import revived
+from .start import meet
 from .study import Job, grid_of, run_job, search_rate
 
 # %% ../nbs/13_launch.ipynb #cell-05
@@ -119,8 +119,11 @@ def one_thread():
             else: os.environ[name] = value
 
 def follow() -> None:
-    "End when the process that started this one does, as by SIGTERM: a training saves first."
-    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)      # PR_SET_PDEATHSIG
+    "In a worker: end with the process that started it, as by SIGTERM, so that a training saves first and no other begins."
+    def watch():
+        parent_process().join()
+        while True: os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
+    Thread(target=watch, daemon=True).start()
 
 def at_once(study: Study, task: Callable, jobs: list[Job], line: Callable | None = None) -> list:
     "`task(job, folder, 1)` for each of `jobs`, in processes; results in their order."
@@ -210,10 +213,8 @@ LAUNCHERS = dict(none=nothing, inline=inline, accelerate=by_accelerate, slurm=by
 
 def main(argv: list[str]) -> int:
     "`python -m g2rpo.launch FILE FOLDER [NUMBER]`: run one job of a description. 75: ended by a signal, to be taken up."
-    from accelerate import PartialState
     job = job_of(json.loads(Path(argv[0]).read_text())[int(argv[2]) if len(argv) > 2 else 0])
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=job.cfg.patience))
-    try: run_job(job, argv[1], device=str(state.device))
+    try: run_job(job, argv[1], device=str(meet(job.cfg.patience).device))
     except (InputError, RunStopped) as error: print(f'g2rpo: {error}', flush=True); return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt: return 75
     return 0

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T5_XXL', 'CLIP_L', 'CLIP_G', 'VAE_16', 'SD35', 'PUBLISHED', 'GIB', 'Blueprint', 'folder_of', 'parameters', 'class_of',
-           'blueprint', 'skeleton', 'Watch', 'peak', 'Estimate', 'size', 'latents', 'tokens', 'trace', 'facts',
-           'estimate', 'weight_of', 'measured']
+           'blueprint', 'skeleton', 'Watch', 'peak', 'Estimate', 'size', 'latents', 'tokens', 'sketch', 'trace',
+           'facts', 'estimate', 'weight_of', 'measured']
 
 # %% ../nbs/11_memory.ipynb #cell-02
 import inspect
@@ -163,6 +163,11 @@ def latents(cfg: Config, policy: Policy) -> int:
 def tokens(policy: Policy) -> int:
     "Tokens of one sample in the transformer, of image and text."
     return policy.height*policy.width//policy.cell**2 + policy.blank(1).embeds.shape[1]
+
+def sketch(cfg: Config) -> Policy:
+    "A policy of `cfg` without weights: what there is to be counted before anything is loaded."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    with quiet(): return skeleton(blueprint(cfg.model, cfg.revision), cfg, FakeTensorMode(allow_non_fake_inputs=True))
 
 @lru_cache(maxsize=32)
 def trace(cfg: Config, rows: int, again: bool) -> dict[str, int]:

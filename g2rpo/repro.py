@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
-from .check import InputError
+from .check import InputError, RunStopped
 from .doctor import TFLOPS, Finding, assets, model, words
 from .folder import flat
 from .judge import Claim, Records, judged, row_of, verdict_table, write_row
 from .launch import LAUNCHERS, Study, root
-from .memory import blueprint, skeleton, tokens
+from .memory import sketch, tokens
 from .method import Method
-from .policy import quiet
 from .random_pipelines import random_pipeline
 from .setting import Setting
 from .study import Job, equivalents, grid_of
@@ -59,8 +58,7 @@ def parameters(cells: list[str]) -> dict:
 # %% ../nbs/16_repro.ipynb #cell-08
 def size_of(cfg) -> tuple[int, int]:
     "Parameters of the transformer of `cfg` and tokens of a sample, without weights."
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    with quiet(): policy = skeleton(blueprint(cfg.model, cfg.revision), cfg, FakeTensorMode(allow_non_fake_inputs=True))
+    policy = sketch(cfg)
     return sum(p.numel() for p in policy.pipe.transformer.parameters()), tokens(policy)
 
 def cost_of(job: Job) -> dict:
@@ -102,7 +100,7 @@ def stand_in(job: Job, folder: Path) -> Job:
     cfg = replace(job.cfg, model=str(model), height=24, width=48, max_tokens=16, prompts='tiny', rewards=('g2rpo.reward:saturation', 'g2rpo.reward:edge_density')[:len(job.cfg.rewards)], method=replace(m, psi=None), T=T, group=4*max(1, m.starts),
         prompts_per_iteration=2, iterations=2, batch=8, grad_batch=1 if job.cfg.shard else 2, encoder_dtype='fp32', dtype='fp32', offload=False, lora_rank=min(job.cfg.lora_rank, 4), cache=None, revision=None)
     judge = replace(job.protocol, prompts=('a sign', 'a red sign'), T=4, height=24, width=48, scorers=('g2rpo.reward:saturation', 'g2rpo.reward:edge_density'))
-    return replace(job, cfg=cfg, protocol=judge, budget=0, iterations=2, probes=0, others=tuple(replace(judge, T=T) for _ in job.others[:1]))
+    return replace(job, cfg=cfg, protocol=judge, budget=0, iterations=2 if job.iterations or job.budget else 0, probes=0, others=tuple(replace(judge, T=T) for _ in job.others[:1]))
 
 def rehearse(setting: Setting, rows: dict[str, Method], folder: Path, processes: int = 16) -> Iterator[Finding]:
     "What stands between here and the published runs of `rows`."
@@ -113,10 +111,11 @@ def rehearse(setting: Setting, rows: dict[str, Method], folder: Path, processes:
     for job in jobs:
         odd = job.cfg.prompts_per_iteration % processes
         yield Finding('batch', f'{job.name}: {job.cfg.prompts_per_iteration} prompts of {job.cfg.group} members over {processes} processes' + (f', which leaves {odd}' if odd else ''), not odd)
-    records = Study(folder, 'accelerate', 2).results([stand_in(job, Path(folder)) for job in jobs])
-    for record in records:
-        end = record['places']['iterations']
-        yield Finding('rehearsal', f'{record["name"]}: {end["iterations"]} iterations by two processes, {end["equivalents"]} equivalents, {len(next(iter(end["scores"].values())))} prompts scored', end['iterations'] == 2)
+    base, *found = Study(folder, 'accelerate', 2).results([stand_in(job, Path(folder)) for job in (setting.base(judge), *jobs)])
+    records, place = Records(found, base), f'T={base["others"][0]["T"]}' if base['others'] else 'iterations'
+    for name in records.rows:
+        spent, scorer = records.spent(name, place), next(iter(base['places']['base']['scores']))
+        yield Finding('rehearsal', f'{name}: {spent["iterations"]:.0f} iterations by two processes, {spent["equivalents"]:.0f} equivalents, {scorer.split(":")[-1]} {records.gain(name, place, scorer)} against the base', spent['iterations'] == 2)
 
 # %% ../nbs/16_repro.ipynb #cell-12
 class Reproduction:
@@ -190,8 +189,8 @@ def reproduce(name: str, given: dict[str, str], out: Path | None = None) -> dict
     import papermill
     try: papermill.execute_notebook(notebook, out/f'{name}.ipynb', {key: said[key] for key in given}, cwd=notebook.parent, kernel_name='python3')
     except papermill.PapermillExecutionError as error:
-        if error.ename == 'InputError': raise InputError(error.evalue) from None
-        raise
+        if (kind := dict(InputError=InputError, RunStopped=RunStopped).get(error.ename)) is None: raise
+        raise kind(error.evalue) from None
     print(f'The notebook is {out/name}.ipynb')
     if said['dry_run']: return rehearsed(out/f'{name}.ipynb')
     return json.loads(row_file(said, name).read_text())

@@ -106,14 +106,33 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
     first, other = (without_time(json.loads((f/'results'/'ablation_steps_smoke.json').read_text())) for f in (killed, whole))
     assert first == other
 
+@pytest.mark.parametrize('after', [0, 1, 15])
+def test_workers_end_with_their_kernel(after):
+    "Also those that are still starting, and with jobs left in the queue."
+    pool = 'ProcessPoolExecutor(2, get_context("spawn"), follow)'
+    code = f'import time\nfrom concurrent.futures import ProcessPoolExecutor\nfrom multiprocessing import get_context\nfrom g2rpo.launch import follow\nif __name__ == "__main__":\n with {pool} as pool:\n  for _ in range(5): pool.submit(time.sleep, 600)\n  print("go", flush=True)\n  time.sleep(600)'
+    one = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert one.stdout.readline() == b'go\n'
+    time.sleep(after)
+    workers = children(one.pid)
+    assert len(workers) >= 2
+    one.kill()
+    gone(workers)
+    one.wait()
+
 def kill(pid):
     "SIGKILL to papermill and the kernel; the workers, which hear nothing, end by themselves."
-    below = lambda pid: [int(child) for child in subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()]
-    kernels = below(pid)
-    workers = [worker for kernel in kernels for worker in below(kernel)]
+    kernels = children(pid)
+    workers = [worker for kernel in kernels for worker in children(kernel)]
     for each in (pid, *kernels): os.kill(each, signal.SIGKILL)
+    gone(workers)
+
+def children(pid):
+    return [int(child) for child in subprocess.run(['pgrep', '-P', str(pid)], capture_output=True, text=True).stdout.split()]
+
+def gone(workers):
     until = time.time() + 60
-    while any(alive(worker) for worker in workers):
+    while any(map(alive, workers)):
         assert time.time() < until, 'a worker goes on without its kernel'
         time.sleep(.2)
 
