@@ -207,6 +207,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'g2rpo.judge.row_of': ('judge.html#row_of', 'g2rpo/judge.py'),
                              'g2rpo.judge.scores_at': ('judge.html#scores_at', 'g2rpo/judge.py'),
                              'g2rpo.judge.verdict_table': ('judge.html#verdict_table', 'g2rpo/judge.py'),
+                             'g2rpo.judge.where': ('judge.html#where', 'g2rpo/judge.py'),
                              'g2rpo.judge.write_row': ('judge.html#write_row', 'g2rpo/judge.py')},
             'g2rpo.launch': { 'g2rpo.launch.Study': ('launch.html#study', 'g2rpo/launch.py'),
                               'g2rpo.launch.Study.__post_init__': ('launch.html#study.__post_init__', 'g2rpo/launch.py'),
