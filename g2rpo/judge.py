@@ -132,9 +132,9 @@ def reported(file: Path, paper: str, part: str) -> list[dict]:
 def paper_text(rows: list[dict], columns: Iterable[str], label: str = 'method') -> str:
     "A published table."
     columns = list(columns)
-    wide = max(len(str(row[label])) for row in rows) + 2
-    cell = lambda value: f'{"" if value is None else value:>16}'
-    return '\n'.join([f'{"":{wide}}' + ''.join(f'{c:>16}' for c in columns), *(f'{str(row[label]):{wide}}' + ''.join(cell(row.get(c)) for c in columns) for row in rows)])
+    wide, column = max(len(str(row[label])) for row in rows) + 2, max(map(len, columns)) + 2
+    cell = lambda value: f'{"" if value is None else value:>{column}}'
+    return '\n'.join([f'{"":{wide}}' + ''.join(map(cell, columns)), *(f'{str(row[label]):{wide}}' + ''.join(cell(row.get(c)) for c in columns) for row in rows)])
 
 # %% ../nbs/14_judge.ipynb #cell-15
 def rounded(value, digits: int = 5):
