@@ -49,6 +49,8 @@ class Records:
         under = lambda r: (r['protocol'], *r.get('checkpoints', ()))                    # and what its scorers are
         odd = {under(r)[0] for runs in self.rows.values() for r in runs if under(r) != under(base)}
         if odd: raise InputError(f'records of the protocols {sorted(odd)} and a base of {base["protocol"]} cannot be compared, or their scorers are other files; score them under one.')
+        twice = [f'{name} with seed {b["config"]["seed"]}' for name, runs in self.rows.items() for a, b in zip(runs, runs[1:]) if a['config']['seed'] == b['config']['seed']]
+        if twice: raise InputError(f'{twice[0]} has two records; a run counts once.')
 
     def table(self, name: str, place: str, scorer: str) -> Tensor:
         "Scores (S, P) of row `name` at `place`: budget, iterations, or T=20 where it was scored with other steps besides."
