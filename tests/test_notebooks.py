@@ -106,12 +106,21 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
     first, other = (without_time(json.loads((f/'results'/'ablation_steps_smoke.json').read_text())) for f in (killed, whole))
     assert first == other
 
+POOL = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from g2rpo.launch import follow
+with ProcessPoolExecutor(2, get_context('spawn'), follow) as pool:
+    for _ in range(5): pool.submit(time.sleep, 600)
+    print('go', flush=True)
+    time.sleep(600)
+"""
+
 @pytest.mark.parametrize('after', [0, 1, 15])
 def test_workers_end_with_their_kernel(after):
     "Also those that are still starting, and with jobs left in the queue."
-    pool = 'ProcessPoolExecutor(2, get_context("spawn"), follow)'
-    code = f'import time\nfrom concurrent.futures import ProcessPoolExecutor\nfrom multiprocessing import get_context\nfrom g2rpo.launch import follow\nif __name__ == "__main__":\n with {pool} as pool:\n  for _ in range(5): pool.submit(time.sleep, 600)\n  print("go", flush=True)\n  time.sleep(600)'
-    one = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    one = subprocess.Popen([sys.executable, '-c', POOL], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert one.stdout.readline() == b'go\n'
     time.sleep(after)
     workers = children(one.pid)
