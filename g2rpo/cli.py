@@ -73,11 +73,11 @@ def run_evaluate(args) -> None:
     from g2rpo.prompts import load_prompts
     cfg = json.loads((run/'config.json').read_text())
     words = load_prompts(args.prompts, args.scorers) if args.prompts else prompts('test')
-    same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'cfg', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg}
+    same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'cfg', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg} | {k: v for k in ('height', 'width') if (v := getattr(args, k))}
     policy, scorers = load_policy(**same, device=device(args)), load_rewards(args.scorers, device(args))
-    protocol = Protocol(tuple(words), args.seeds, args.T, cfg['height'], cfg['width'], args.scorers, checkpoints(scorers))
+    protocol = Protocol(tuple(words), args.seeds, args.T, policy.height, policy.width, args.scorers, checkpoints(scorers))
     base, tuned = evaluate(policy, protocol, scorers, cfg['batch']), evaluate(load_weights(policy, run/'weights'), protocol, scorers, cfg['batch'])
-    print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps')
+    print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps, {policy.width}x{policy.height} pixels')
     for name in scorers: print(f'{name:14}{paired_gain(base[name], tuned[name])}')
 
 def run_demo(args) -> None:

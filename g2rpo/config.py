@@ -102,7 +102,7 @@ def mix_grpo_flux(**changes) -> Config:
 
 def flow_grpo_sd3(**changes) -> Config:
     "Flow-GRPO on SD3.5-M with PickScore (its §5 and scripts): 48 groups of 24, LoRA, guidance 4.5, the pipeline's own grid; reward divided by 26. The scripts compute in fp16."
-    return replace(Config(preset='flow_grpo_sd3', model='stabilityai/stable-diffusion-3.5-medium', height=512, width=512, max_tokens=256, prompts='pickscore_train', rewards=('pickscore',), weights=(1/26,),
+    return replace(Config(preset='flow_grpo_sd3', model='stabilityai/stable-diffusion-3.5-medium', height=512, width=512, max_tokens=128, prompts='pickscore_train', rewards=('pickscore',), weights=(1/26,),
         mix='reward', method=replace(METHODS['flow_grpo'], beta=.01), T=10, group=24, prompts_per_iteration=48, iterations=4500, seed=42, lr=3e-4, lora_rank=32, lora_alpha=64, shift=None, cfg=4.5,
         dtype='bf16', encoder_dtype='bf16', offload=True, batch=24, grad_batch=12), **changes)
 

@@ -122,6 +122,8 @@ def parser() -> Parser:
     sub.add_argument('--prompts', default=None, help='a set such as hpdv2_test, or a file with one prompt a line; default: the embedded held-out ones')
     sub.add_argument('--scorers', type=names, default=('ppocr6', 'ddddocr'), help='as --rewards of train')
     sub.add_argument('--T', type=int, default=16, help='steps of the deterministic sampler')
+    sub.add_argument('--height', type=int, default=0, help='pixels; default: as it was trained (1024 on Flux.1-dev in the papers)')
+    sub.add_argument('--width', type=int, default=0, help='pixels; default: as it was trained')
     sub.add_argument('--seeds', type=numbers, default=(0, 1), help='noise seeds, such as 0,1')
     add_device(sub)
     return top

@@ -22,7 +22,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 import torch
-from .check import InputError, RunStopped, one_of
+from .check import InputError, RunStopped, at_least, one_of
 from .evaluate import Protocol
 from .folder import revived
 from .start import meet
@@ -52,7 +52,7 @@ class Study:
     collected: Path | None = None    # collection that is read, and added to
     seconds: float = 5               # between looks at the progress
 
-    def __post_init__(self): one_of('launcher', self.launcher, LAUNCHERS); Path(self.folder).mkdir(parents=True, exist_ok=True)
+    def __post_init__(self): one_of('launcher', self.launcher, LAUNCHERS); at_least('workers', self.workers, 1); Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def results(self, jobs: list[Job]) -> list[dict]:
         "Records of `jobs`, in their order."
@@ -146,7 +146,7 @@ def nothing(study: Study, jobs: list[Job]) -> None:
 # %% ../nbs/13_launch.ipynb #cell-11
 def root() -> Path:
     "The repository, which has configs/ and scripts/."
-    found = next((p for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]) if (p/'settings.ini').exists()), None)
+    found = next((p for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]) if (p/'scripts'/'study.sbatch').exists()), None)
     if found is None: raise InputError('configs/ and scripts/ belong to the repository; run this in a clone of it.')
     return found
 

@@ -171,7 +171,8 @@ def scored(job: Job, places: dict[str, int], log: list[dict], home: Path, device
     "What a job's file says of its places."
     from safetensors.torch import load_file
     from g2rpo.reward import load_rewards
-    cfg, policy, scorers = job.cfg, open_policy(job.cfg, device), load_rewards(job.protocol.scorers, device)
+    cfg = replace(job.cfg, height=job.protocol.height, width=job.protocol.width)       # pictures may be judged larger than they were trained
+    policy, scorers = open_policy(cfg, device), load_rewards(job.protocol.scorers, device)
     if cfg.lora_rank: trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     few, out = replace(job.protocol, prompts=job.protocol.prompts[:job.probe_prompts], seeds=job.protocol.seeds[:1]), dict(checkpoints=list(checkpoints(scorers)), places={}, probes=[], others=[])
     rounded = lambda table: {name: [round(s, 5) for s in t.mean(1).tolist()] for name, t in table.items()}
@@ -197,14 +198,15 @@ def run_job(job: Job, folder, threads: int = 0, device: str = 'cpu') -> dict:
     "Train and score a job, or load what it gave before."
     if (file := job.file(folder)).exists(): return json.loads(file.read_text())
     if threads: torch.set_num_threads(threads)
-    began, home = time.time(), job.home(folder)
+    home = job.home(folder)
     places = job.places(grid_of(job.cfg))
     with alone(home):
         log = trained(job.cfg, list(places.values()), home, device)
+        began = time.time()
         result = dict(name=job.name, key=job.key(), code=code_version(), machine=machine(device), config=asdict(replace(job.cfg, iterations=max(places.values()) or job.cfg.iterations)), protocol=job.protocol.id(),
             curve=[[row['equivalents'], *(row[f'reward/{r}'] for r in job.cfg.rewards)] for row in log], clipped=[sum(row['clipped'])/len(row['clipped']) for row in log])
         result |= scored(job, places, log, home, device)
-        result['seconds'] = (log[-1]['seconds'] if log else 0) + time.time() - began      # those of a training that was taken up, too
+        result['seconds'] = (log[-1]['seconds'] if log else 0) + time.time() - began      # of training, however often it was taken up, and of scoring
         if meet().is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             (part := file.with_suffix('.part')).write_text(json.dumps(result)); part.rename(file)

@@ -201,6 +201,8 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch):
     assert main('evaluate run --prompts words.txt --scorers shade:dark,colour --T 2 --seeds 0'.split()) == 0
     said = capsys.readouterr().out
     assert 'protocol' in said and 'shade:dark' in said and '→' in said
+    assert main('evaluate run --prompts words.txt --scorers colour --T 2 --seeds 0 --height 48'.split()) == 0 and '48x48 pixels' in capsys.readouterr().out
+    assert main('evaluate run --prompts words.txt --scorers colour --T 2 --seeds 0 --height 25'.split()) == 2
     for bad in ('nowhere', '.'): assert main(['evaluate', bad]) == 2
     assert main('evaluate run --prompts words.txt --scorers colour --T 0'.split()) == 2
 
