@@ -223,6 +223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'g2rpo.launch.inline': ('launch.html#inline', 'g2rpo/launch.py'),
                               'g2rpo.launch.job_of': ('launch.html#job_of', 'g2rpo/launch.py'),
                               'g2rpo.launch.last_words': ('launch.html#last_words', 'g2rpo/launch.py'),
+                              'g2rpo.launch.length': ('launch.html#length', 'g2rpo/launch.py'),
                               'g2rpo.launch.lines': ('launch.html#lines', 'g2rpo/launch.py'),
                               'g2rpo.launch.main': ('launch.html#main', 'g2rpo/launch.py'),
                               'g2rpo.launch.nothing': ('launch.html#nothing', 'g2rpo/launch.py'),
