@@ -38,8 +38,9 @@ def assigned(cell: str) -> dict:
     except SyntaxError: return {}
     out = {}
     for line in body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            try: out[line.targets[0].id] = ast.literal_eval(line.value)
+        target = line.targets[0] if isinstance(line, ast.Assign) else line.target if isinstance(line, ast.AnnAssign) and line.value else None
+        if isinstance(target, ast.Name):
+            try: out[target.id] = ast.literal_eval(line.value)
             except ValueError: pass
     return out
 
