@@ -160,9 +160,9 @@ def latents(cfg: Config, policy: Policy) -> int:
     kept = len(plan.trained)*(3*states + cfg.group) + 2*len(plan.pictures)*len(plan.pictures[0])*cfg.group
     return kept*prod(policy.latent_shape)*4
 
-def tokens(policy: Policy) -> int:
-    "Tokens of one sample in the transformer, of image and text."
-    return policy.height*policy.width//policy.cell**2 + policy.blank(1).embeds.shape[1]
+def tokens(policy: Policy, height: int = 0, width: int = 0) -> int:
+    "Tokens of one sample in the transformer, of image and text; of a picture of another size if given."
+    return (height or policy.height)*(width or policy.width)//policy.cell**2 + policy.blank(1).embeds.shape[1]
 
 def sketch(cfg: Config) -> Policy:
     "A policy of `cfg` without weights: what there is to be counted before anything is loaded."

@@ -64,21 +64,19 @@ def parameters(cells: list[str]) -> dict:
 # %% ../nbs/16_repro.ipynb #cell-08
 def size_of(job: Job) -> tuple[int, int, int]:
     "Parameters of the transformer of `job`, and tokens of a sample where it trains and where it is judged; without weights."
-    policy, judge = sketch(job.cfg), job.protocol
-    trained = tokens(policy)
-    return sum(p.numel() for p in policy.pipe.transformer.parameters()), trained, trained + (judge.height*judge.width - policy.height*policy.width)//policy.cell**2
+    policy = sketch(job.cfg)
+    return sum(p.numel() for p in policy.pipe.transformer.parameters()), tokens(policy), tokens(policy, job.protocol.height, job.protocol.width)
 
 def cost_of(job: Job) -> dict:
     "Iterations and forward equivalents of a job's training, and forwards of its scoring."
-    grid = grid_of(job.cfg)
-    n, scored = max(job.places(grid).values()), sum(len(p.prompts)*len(p.seeds)*p.T for p in (job.protocol, *job.others))
+    grid, n, scored = grid_of(job.cfg), job.length, sum(len(p.prompts)*len(p.seeds)*p.T for p in (job.protocol, *job.others))
     cycle = 50 if job.cfg.method.window else 1                                    # a window that moves makes iterations of different cost
     each = [equivalents(job.cfg, grid, i) for i in range(min(n, cycle))]
     return dict(iterations=n, equivalents=round(sum(each)*n/len(each)) if n else 0, scoring=scored*(1 if job.cfg.cfg == 1 else 2))
 
-def plan(setting: Setting, rows: dict[str, Method], jobs: list[Job]) -> str:
+def plan(setting: Setting, jobs: list[Job]) -> str:
     "The jobs of a study as a table of rows."
-    one = {}
+    one, seeds = {}, Counter(job.name for job in jobs)
     for job in jobs: one.setdefault(job.name, job)
     lines = [f'{"":22}{"preset":18}{"T":>4}{"G":>4}{"prompts":>8}{"lr":>9}{"iterations":>11}{"equivalents":>13}{"scoring":>9}' + ('  device-hours' if setting.published else '')]
     for name, job in one.items():
@@ -88,8 +86,7 @@ def plan(setting: Setting, rows: dict[str, Method], jobs: list[Job]) -> str:
             numbers, trained, judged = size_of(job)
             hours = f'{2*numbers*(trained*cost["equivalents"] + judged*cost["scoring"])/(TFLOPS*1e12)/3600:14,.0f}'
         lines.append(f'{name:22}{cfg.preset:18}{cfg.T:4}{cfg.group:4}{cfg.prompts_per_iteration:8}{"searched" if setting.search_prompts else f"{cfg.lr:.1e}":>9}{cost["iterations"]:11}{cost["equivalents"]:13,}{cost["scoring"]:9,}{hours}')
-    seeds = sorted(set(Counter(job.name for job in jobs).values()))
-    lines.append(f'{len(jobs)} runs of {" or ".join(map(str, seeds))} seeds; a gradient pass counts as 3 forwards' + (f'; hours of one device and seed at {TFLOPS} TFLOPS, assumed.' if setting.published else '.'))
+    lines.append(f'{len(jobs)} runs of {" or ".join(map(str, sorted({*seeds.values()})))} seeds; a gradient pass counts as 3 forwards' + (f'; hours of one device and seed at {TFLOPS} TFLOPS, assumed.' if setting.published else '.'))
     return '\n'.join(lines)
 
 def echo(setting: Setting, said: dict, jobs: list[Job]) -> str:
@@ -165,31 +162,22 @@ class Reproduction:
         self.setting = setting_of(self.said, steps)
         self.study = Study(root()/self.said['folder'], self.said['launcher'], self.said['workers'], root()/self.said['results']/f'runs_{self.setting.pool}.jsonl')
 
-    def jobs(self, rows: dict[str, Method], rates: dict[str, dict], seeds: dict[str, int] = {}) -> list[Job]:
-        "Jobs of `rows`. Those in `seeds` have so many seeds, the others all."
-        seen, out = Counter(), []
-        for job in self.setting.jobs(rows, rates):
-            seen[job.name] += 1
-            if seen[job.name] <= seeds.get(job.name, self.setting.seeds): out.append(job)
-        return out
-
-    def plan(self, rows: dict[str, Method], seeds: dict[str, int] = {}) -> None:
-        "Print what will run; with `dry_run`, rehearse and end the notebook."
-        if self.said['dry_run']:
-            jobs = self.setting.jobs(rows, {}, self.setting.judge(prompts=tuple(map(str, range(self.setting.eval_prompts)))))
-            print(echo(self.setting, self.said, jobs)); print(plan(self.setting, rows, jobs))
+    def plan(self, rows: dict[str, Method], fewer: dict[str, int] = {}) -> None:
+        "Print what will run; with `dry_run`, rehearse and end the notebook. Rows in `fewer` have so many seeds at most."
+        dry = self.said['dry_run']
+        jobs = self.setting.jobs(rows, {}, self.setting.judge(tuple(map(str, range(self.setting.eval_prompts)))) if dry else None, fewer)    # prompts may not be here yet
+        print(echo(self.setting, self.said, jobs)); print(plan(self.setting, jobs))
+        if dry:
             with tempfile.TemporaryDirectory() as tmp:
                 for finding in rehearse(self.setting, rows, Path(tmp)): print(finding, flush=True)
             sys.exit(0)
-        jobs = self.jobs(rows, {}, seeds)
-        print(echo(self.setting, self.said, jobs)); print(plan(self.setting, rows, jobs))
 
-    def records(self, rows: dict[str, Method], seeds: dict[str, int] = {}) -> Records:
+    def records(self, rows: dict[str, Method], fewer: dict[str, int] = {}) -> Records:
         "The runs of `rows` and the base model: read, gone on with or made."
         if lacks := self.setting.lacks(rows): raise InputError(lacks)
         self.rates = self.study.rates(self.setting.searches(rows))
         for name, found in self.rates.items(): print(f'{name:22} lr {found["lr"]:.1e} of ' + ', '.join(f'{float(lr):.0e}: {v:.3f}' for lr, v in sorted(found['tried'].items(), key=lambda t: float(t[0]))))
-        base, *found = self.study.results([self.setting.base(), *self.jobs(rows, self.rates, seeds)])
+        base, *found = self.study.results([self.setting.base(), *self.setting.jobs(rows, self.rates, fewer=fewer)])
         return Records(found, base)
 
     def judge(self, records: Records, claims: list[Claim], places: tuple[str, ...] = (), **more) -> list[dict]:
@@ -199,10 +187,10 @@ class Reproduction:
         scorers = tuple(dict.fromkeys((s.trained[0], *s.held_out)))
         verdicts = judged(records, claims, places, scorers)
         print(verdict_table(verdicts, s.trained))
-        said = {claim.text: together([v['verdict'] for v in verdicts if v['claim'] == claim.text and v['at'] in deciding and v['scorer'] == s.decides]) for claim in claims}
+        found = {claim.text: together([v['verdict'] for v in verdicts if v['claim'] == claim.text and v['at'] in deciding and v['scorer'] == s.decides]) for claim in claims}
         print(f'\nWhat counts is {s.decides} ' + ('at every one of these.' if len(deciding) > 1 else f'{where(deciding[0])}.'))
         settings = {key: value for key, value in self.said.items() if key not in ELSEWHERE} | asdict(s)
-        row = row_of(records, settings, places, scorers, verdicts, claims=said, rates={name: found['lr'] for name, found in self.rates.items()}, search_seconds=sum(found['seconds'] for found in self.rates.values()), **more)
+        row = row_of(records, settings, places, scorers, verdicts, claims=found, rates={name: found['lr'] for name, found in self.rates.items()}, search_seconds=sum(found['seconds'] for found in self.rates.values()), **more)
         file = write_row(row_file(self.said, self.name), row)
         print(f'\n{file.name}: {row["seconds"]/3600:.1f} hours of runs and {row["search_seconds"]/3600:.1f} of the search for learning rates, by one process, on {", ".join(row["machines"])}.')
         return verdicts

@@ -16,7 +16,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -104,6 +104,11 @@ class Job:
         first = next(iter(ends.values()), 0)
         probes = {f'probe{i}': max(1, round(first*i/(self.probes + 1))) for i in range(1, self.probes + 1)} if ends else {}
         return dict(sorted((probes | ends).items(), key=lambda item: item[1])) or dict(base=0)
+
+    @cached_property
+    def length(self) -> int:
+        "Iterations until its last place; counting those that fit into a budget takes a moment."
+        return max(self.places(grid_of(self.cfg)).values())
 
 # %% ../nbs/11_study.ipynb #cell-09
 @contextmanager
