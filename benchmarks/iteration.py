@@ -7,10 +7,12 @@ import sys
 import time
 
 import torch
-from g2rpo.method import METHODS
-from g2rpo.policy import load_policy
-from g2rpo.rollout import Ledger, naive_rollout, rollout
-from g2rpo.tiny import prompts
+from g2rpo.core.rows import METHODS
+from g2rpo.models.loading import load_policy
+from g2rpo.core.naive import naive_rollout
+from g2rpo.core.rollout import rollout
+from g2rpo.core.velocity import Ledger
+from g2rpo.models.tiny import sign_prompts
 
 def timed(run, policy, words: list[str], chunk: int, **kw):
     "(rollout, images, ledger, seconds) of one iteration up to the reward."
@@ -20,10 +22,10 @@ def timed(run, policy, words: list[str], chunk: int, **kw):
     return roll, images, ledger, time.perf_counter() - began
 
 def main(n: int):
-    policy, words = load_policy('tiny', 24, 48, 16), prompts('train', n)
+    policy, words = load_policy('tiny', 24, 48, 16), sign_prompts('train', n)
     timed(rollout, policy, words[:1], 64)  # warm up
     naive, naive_images, a, slow = timed(naive_rollout, policy, words, 1)
-    fast, fast_images, b, quick = timed(rollout, policy, words, 64, batch=64)
+    fast, fast_images, b, quick = timed(rollout, policy, words, 64, batch_size=64)
     print(f'prompts {n}, threads {torch.get_num_threads()}')
     for name, ledger, seconds in (('naive, batch 1', a, slow), ('engine', b, quick)): print(f'{name:15} {ledger.forwards:6} forwards {seconds:7.1f} s')
     print(f'{"ratio":15} {a.forwards/b.forwards:6.2f}          {slow/quick:7.1f}')

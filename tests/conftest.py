@@ -20,5 +20,5 @@ def vectors() -> dict:
 @pytest.fixture
 def policy():
     "The embedded pipeline."
-    from g2rpo.policy import load_policy
+    from g2rpo.models.loading import load_policy
     return load_policy('tiny', 24, 48, 16)

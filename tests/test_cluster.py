@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-RUN = ['--T', '4', '--group', '3', '--prompts-per-iteration', '2', '--precision', 'no', '--granularities', '1', '--rewards', 'mine:left', '--save-every', '1']
+RUN = ['--T', '4', '--group-size', '3', '--prompts-per-iteration', '2', '--precision', 'no', '--granularities', '1', '--rewards', 'mine:left', '--save-every', '1']
 
 @pytest.fixture
 def here(tmp_path):
@@ -58,11 +58,11 @@ def test_a_bad_job_is_not_queued_again(here):
 
 def test_a_study_is_a_job_array(here, monkeypatch):
     "With stand-ins for Slurm's commands: tasks run when submitted, the first is pre-empted once; the second study finds all done and submits nothing."
-    from g2rpo.config import tiny
-    from g2rpo.evaluate import Protocol
-    from g2rpo.launch import Study
-    from g2rpo.method import METHODS
-    from g2rpo.study import Job
+    from g2rpo.train.presets import tiny
+    from g2rpo.train.evaluate import EvalConfig
+    from g2rpo.study.launch import Study
+    from g2rpo.core.rows import METHODS
+    from g2rpo.study.job import RunSpec
     tools = here/'bin'
     tools.mkdir()
     task = f'SLURM_JOB_NODELIST=localhost SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i bash {ROOT}/scripts/study.sbatch'
@@ -72,21 +72,21 @@ def test_a_study_is_a_job_array(here, monkeypatch):
         srun=f'shift; SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 "$@" & child=$!\nif [ ! -e {here}/requeued ]; then until [ -s {here}/runs/trained/*/metrics.jsonl ]; do sleep .1; done; kill -TERM $child; fi\nwait $child')
     for name, text in texts.items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
     for key, value in (ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'MASTER_PORT': '29519', 'ACCELERATE_USE_CPU': 'true'}).items(): monkeypatch.setenv(key, value)
-    judge = Protocol(('a sign', 'a red sign'), T=4, scorers=('g2rpo.reward:saturation',))
-    jobs = [Job(name, tiny(T=6, group=4, prompts_per_iteration=2, rewards=('g2rpo.reward:saturation',), method=METHODS[name]), judge, 0, 4) for name in ('g2rpo', 'mix_grpo')]
+    judge = EvalConfig(('a sign', 'a red sign'), T=4, scorers=('saturation',))
+    jobs = [RunSpec(name, tiny(T=6, group_size=4, prompts_per_iteration=2, rewards=('saturation',), method=METHODS[name]), judge, 0, 4) for name in ('g2rpo', 'mix_grpo')]
     first = Study(here/'runs', 'slurm', seconds=.5).results(jobs)
     assert [record['places']['iterations']['iterations'] for record in first] == [4, 4] and (here/'requeued').read_text() == 'requeue 9_0\n', (here/'log').read_text()
     assert '--array=0-1' in (here/'submitted').read_text() and len((here/'submitted').read_text().splitlines()) == 1
     assert Study(here/'runs', 'slurm').results(jobs) == first and len((here/'submitted').read_text().splitlines()) == 1
 
 def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypatch):
-    from g2rpo.check import RunStopped
-    from g2rpo.config import tiny
-    from g2rpo.evaluate import Protocol
-    from g2rpo.launch import Study
-    from g2rpo.study import Job
+    from g2rpo.errors import RunStopped
+    from g2rpo.train.presets import tiny
+    from g2rpo.train.evaluate import EvalConfig
+    from g2rpo.study.launch import Study
+    from g2rpo.study.job import RunSpec
     tools = here/'bin'
     tools.mkdir()
     for name, text in dict(sbatch='echo 9', squeue='if [ -e asked ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; else touch asked; echo "Unable to contact slurm controller" >&2; fi; exit 1').items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}'); monkeypatch.chdir(here)
-    with pytest.raises(RunStopped, match='1 runs have no result'): Study(here/'runs', 'slurm', seconds=.1).results([Job('g2rpo', tiny(), Protocol(('x',)), 0, 2)])
+    with pytest.raises(RunStopped, match='1 runs have no result'): Study(here/'runs', 'slurm', seconds=.1).results([RunSpec('g2rpo', tiny(), EvalConfig(('x',)), 0, 2)])

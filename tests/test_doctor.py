@@ -2,12 +2,14 @@
 import json
 
 import pytest
-from g2rpo.cli import main
-from g2rpo.config import open_policy, tiny
-from g2rpo.memory import estimate, measured
-from g2rpo.method import METHODS
-from g2rpo.random_pipelines import random_pipeline
-from g2rpo.trainer import train
+from g2rpo.cli.main import main
+from g2rpo.train.config import open_policy
+from g2rpo.train.presets import tiny
+from g2rpo.plan.memory import estimate_memory
+from g2rpo.plan.trace import measure_peak
+from g2rpo.core.rows import METHODS
+from g2rpo.models.random_pipelines import random_pipeline
+from g2rpo.train.trainer import train
 
 def brightness(images, prompts): return images.mean((1, 2, 3))
 
@@ -23,24 +25,24 @@ def middling(folder):
 
 SHORT = dict(iterations=2, rewards=('test:brightness',))
 CASES = dict(
-    tiny=dict(T=6, group=4), lora=dict(T=6, group=4, lora_rank=8, precision='no'), dense=dict(T=6, group=4, method=METHODS['dense_grpo']),
-    middling=dict(T=4, group=3, prompts_per_iteration=2, grad_batch=1, batch=6, height=48, width=96), checkpointed=dict(T=4, group=3, prompts_per_iteration=2, batch=6, height=48, width=96, checkpointing=True, lora_rank=16, dtype='bf16'))
+    tiny=dict(T=6, group_size=4), lora=dict(T=6, group_size=4, lora_rank=8, precision='no'), dense=dict(T=6, group_size=4, method=METHODS['dense_grpo']),
+    middling=dict(T=4, group_size=3, prompts_per_iteration=2, grad_batch_size=1, batch_size=6, height=48, width=96), checkpointed=dict(T=4, group_size=3, prompts_per_iteration=2, batch_size=6, height=48, width=96, checkpointing=True, lora_rank=16, dtype='bf16'))
 
 @pytest.mark.parametrize('case', CASES)
 def test_the_estimate_is_within_15_percent_of_the_peak(case, tmp_path):
     model = middling(tmp_path/'middling') if 'height' in CASES[case] else 'tiny'
     cfg = tiny(**SHORT, **CASES[case], model=model)
     policy = open_policy(cfg)
-    found, said = measured(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS)), estimate(cfg).total
+    found, said = measure_peak(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS)), estimate_memory(cfg).total
     print(f'{case}: estimate {said/2**20:.0f} MiB, measured {found/2**20:.0f} MiB, ratio {said/found:.3f}')
     assert abs(said/found - 1) < .15
 
 def test_sd3_is_planned_for_like_flux(tmp_path):
     random_pipeline('sd3').save_pretrained(tmp_path/'sd3')
-    cfg = tiny(**SHORT, T=4, group=3, cfg=2., model=str(tmp_path/'sd3'))
+    cfg = tiny(**SHORT, T=4, group_size=3, guidance_scale=2., model=str(tmp_path/'sd3'))
     policy = open_policy(cfg)
-    found = measured(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS))
-    assert abs(estimate(cfg).total/found - 1) < .15
+    found = measure_peak(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS))
+    assert abs(estimate_memory(cfg).total/found - 1) < .15
 
 def test_a_machine_that_can(capsys):
     assert main(['doctor']) == 0
@@ -58,7 +60,7 @@ def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('damage', ['pointer', 'cut', 'variant'])
 def test_weights_that_are_not_whole(damage, tmp_path):
-    from g2rpo.doctor import missing_parts
+    from g2rpo.plan.checks import missing_parts
     random_pipeline('flux').save_pretrained(tmp_path)
     assert missing_parts(tmp_path) == []
     file = tmp_path/'transformer'/'diffusion_pytorch_model.safetensors'
@@ -80,7 +82,7 @@ def test_the_doctor_wants_no_launcher(monkeypatch, capsys):
 
 def test_a_few_members_may_agree_by_chance(capsys, monkeypatch):
     monkeypatch.syspath_prepend(__file__.rsplit('/', 1)[0])
-    assert main(['doctor', '--rewards', 'test_doctor:rare', '--group', '12']) == 0
+    assert main(['doctor', '--rewards', 'test_doctor:rare', '--group-size', '12']) == 0
     assert 'first ratio 1' in capsys.readouterr().out
 
 def rare(images, prompts):
@@ -99,7 +101,7 @@ def test_prompt_sets_are_brought_in_and_used(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
     (tmp_path/'test.json').write_text(json.dumps([dict(prompt=w) for w in WORDS]))
     assert main(['convert', 'hpdv2_test', str(tmp_path/'test.json')]) == 0
-    assert main(['train', '--prompts', 'hpdv2_test', '--T', '4', '--group', '2', '--iterations', '1', '--prompts-per-iteration', '2', '--out', str(tmp_path/'run')]) == 0
+    assert main(['train', '--prompts', 'hpdv2_test', '--T', '4', '--group-size', '2', '--iterations', '1', '--prompts-per-iteration', '2', '--out', str(tmp_path/'run')]) == 0
     assert main(['train', '--prompts', 'ocr_train', '--out', str(tmp_path/'never')]) == 2 and not (tmp_path/'never').exists()
     assert 'g2rpo fetch ocr_train' in capsys.readouterr().err
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from g2rpo.config import open_policy, tiny
-from g2rpo.evaluate import generate
-from g2rpo.method import METHODS
-from g2rpo.policy import load_policy, load_weights
-from g2rpo.random_pipelines import random_pipeline
-from g2rpo.trainer import train
+from g2rpo.train.config import open_policy
+from g2rpo.train.presets import tiny
+from g2rpo.train.evaluate import generate
+from g2rpo.core.rows import METHODS
+from g2rpo.models.loading import load_policy
+from g2rpo.models.weights import load_weights
+from g2rpo.models.random_pipelines import random_pipeline
+from g2rpo.train.trainer import train
 
 WORDS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green', 'a sign that says "6" in blue']
 
@@ -25,7 +27,7 @@ def folder(request, tmp_path_factory):
     return path
 
 def config(folder, **changes):
-    return tiny(**dict(model=str(folder), T=4, group=4, prompts_per_iteration=2, iterations=2, max_tokens=48, shift=None, cfg=2., lr=1e-3) | changes)
+    return tiny(**dict(model=str(folder), T=4, group_size=4, prompts_per_iteration=2, iterations=2, max_tokens=48, shift=None, guidance_scale=2., lr=1e-3) | changes)
 
 @pytest.mark.parametrize('rank', [0, 4])
 @pytest.mark.parametrize('name', ['g2rpo', 'dense_grpo', 'mix_grpo'])
@@ -36,14 +38,14 @@ def test_whole_way(folder, tmp_path, name, rank):
     log = train(cfg, policy, dict(r=left_of_right), WORDS, tmp_path/'run')
     assert len(log) == 2    # the trainer stops by itself where a first ratio is not 1
     tuned = generate(policy, WORDS[:2], 0, 4)
-    ours = load_weights(load_policy(str(folder), 24, 48, 48, cfg=2., shift=None), tmp_path/'run'/'weights')
+    ours = load_weights(load_policy(str(folder), 24, 48, 48, guidance_scale=2., shift=None), tmp_path/'run'/'weights')
     torch.testing.assert_close(generate(ours, WORDS[:2], 0, 4), tuned, rtol=0, atol=1e-4)
     stock = DiffusionPipeline.from_pretrained(folder)
-    base = generate(load_policy(str(folder), 24, 48, 48, cfg=2., shift=None), WORDS[:2], 0, 4)
+    base = generate(load_policy(str(folder), 24, 48, 48, guidance_scale=2., shift=None), WORDS[:2], 0, 4)
     assert (base - tuned).abs().max() > 1e-3
     if rank: stock.load_lora_weights(tmp_path/'run'/'weights')
     else: stock.transformer = type(stock.transformer).from_pretrained(tmp_path/'run'/'weights')
-    theirs = generate(type(policy)(stock, 24, 48, max_tokens=48, cfg=2., shift=None), WORDS[:2], 0, 4)
+    theirs = generate(type(policy)(stock, 24, 48, max_tokens=48, guidance_scale=2., shift=None), WORDS[:2], 0, 4)
     torch.testing.assert_close(theirs, tuned, rtol=0, atol=1e-4)
     assert json.loads((tmp_path/'run'/'config.json').read_text())['model'] == str(folder)
 

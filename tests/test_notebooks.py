@@ -10,12 +10,12 @@ from pathlib import Path
 
 import papermill
 import pytest
-from g2rpo.cli import main
-from g2rpo.repro import reproductions
+from g2rpo.cli.main import main
+from g2rpo.study.reproduction import experiment_names
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, RESULTS = ROOT/'nbs', ROOT/'paper_figures'/'results'
-SHORT = {'pretrain_tiny': dict(vae_steps=2, flow_steps=2, batch=4)}
+SHORT = {'pretrain_tiny': dict(vae_steps=2, flow_steps=2, batch_size=4)}
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
 
 def execute(path, out, parameters):
@@ -23,7 +23,7 @@ def execute(path, out, parameters):
     notebook = papermill.execute_notebook(path, out/path.name, parameters, cwd=NBS, kernel_name='python3', progress_bar=False)
     return ''.join(o.get('text', '') for c in notebook['cells'] for o in c.get('outputs', ()))
 
-@pytest.mark.parametrize('path', sorted(p for p in NBS.glob('*.ipynb') if p.stem not in (*reproductions(), 'figures')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted(p for p in NBS.glob('*.ipynb') if p.stem not in (*experiment_names(), 'figures')), ids=lambda p: p.stem)
 def test_notebook(path, tmp_path):
     parameters = SHORT.get(path.stem, {})
     if path.stem == 'pretrain_tiny': parameters['out'] = str(tmp_path/'tiny_flux')
@@ -41,12 +41,12 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
     return dict(preset='smoke', folder=str(folder/'runs'), results=str(folder/'results'))
 
-@pytest.mark.parametrize('name', reproductions())
+@pytest.mark.parametrize('name', experiment_names())
 def test_reproduction_in_small(name, smoke, tmp_path):
     "Real runs: the base is scored again, every row and verdict has its interval, the config is echoed, and a second pass writes nothing."
     said = smoke | (dict(rows='flow_grpo,g2rpo_no_mgai') if name == 'compare' else {})
     text = execute(NBS/f'{name}.ipynb', tmp_path, said)
-    assert "preset='smoke'" in text and 'method.granularities=' in text and 'equivalents' in text
+    assert "preset='smoke'" in text and 'method.granularities=' in text and 'nfe' in text
     file, = Path(smoke['results']).glob(f'{name}_smoke*.json')
     row, before = json.loads(file.read_text()), file.stat().st_mtime_ns
     assert row['settings']['preset'] == 'smoke' and row['base'] and row['seconds'] > 0 and row['machines'] and set(row['claims'].values()) <= {'holds', 'does not hold', 'cannot tell'}
@@ -55,7 +55,7 @@ def test_reproduction_in_small(name, smoke, tmp_path):
     execute(NBS/f'{name}.ipynb', tmp_path, said | dict(launcher='none'))
     assert file.stat().st_mtime_ns == before
 
-@pytest.mark.parametrize('name', [n for n in reproductions() if (RESULTS/f'{n}_tiny.json').exists()])
+@pytest.mark.parametrize('name', [n for n in experiment_names() if (RESULTS/f'{n}_tiny.json').exists()])
 def test_what_is_committed_follows_from_the_committed_runs(name, tmp_path):
     "To the last byte."
     import shutil
@@ -111,7 +111,7 @@ POOL = """
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from g2rpo.launch import follow
+from g2rpo.study.workers import end_with_parent
 with ProcessPoolExecutor(2, get_context('spawn'), follow) as pool:
     for _ in range(5): pool.submit(time.sleep, 600)
     print('go', flush=True)

@@ -16,19 +16,20 @@ SCRIPT = LEFT + '''
 import sys, torch, warnings
 from dataclasses import replace
 from accelerate import PartialState
-from g2rpo.config import open_policy, tiny
-from g2rpo.method import METHODS
-from g2rpo.rollout import rollout
-from g2rpo.trainer import train
+from g2rpo.train.config import open_policy
+from g2rpo.train.presets import tiny
+from g2rpo.core.rows import METHODS
+from g2rpo.core.rollout import rollout
+from g2rpo.train.trainer import train
 warnings.filterwarnings('ignore')
 state, out = PartialState(cpu=True), sys.argv[1]
 words = [f'a sign that says "{i}" in red' for i in (123, 456, 789, 321)]
 ROWS = dict(
-    g2rpo=dict(method=replace(METHODS['g2rpo'], granularities=(1, 2)), T=4, group=3, batch=3, grad_batch=1),
-    dance=dict(method=METHODS['dance_grpo'], T=6, group=4, grad_batch=3),
-    flow=dict(method=METHODS['flow_grpo'], T=4, group=4, grad_batch=3),
-    split=dict(method=replace(METHODS['g2rpo'], granularities=(1, 2)), T=4, group=3, shard=True, checkpointing=True),
-    split_chain=dict(method=METHODS['dance_grpo'], T=6, group=4, grad_batch=1, shard=True))
+    g2rpo=dict(method=replace(METHODS['g2rpo'], granularities=(1, 2)), T=4, group_size=3, batch_size=3, grad_batch_size=1),
+    dance=dict(method=METHODS['dance_grpo'], T=6, group_size=4, grad_batch_size=3),
+    flow=dict(method=METHODS['flow_grpo'], T=4, group_size=4, grad_batch_size=3),
+    split=dict(method=replace(METHODS['g2rpo'], granularities=(1, 2)), T=4, group_size=3, shard=True, checkpointing=True),
+    split_chain=dict(method=METHODS['dance_grpo'], T=6, group_size=4, grad_batch_size=1, shard=True))
 name, rank, world = sys.argv[2], state.process_index, state.num_processes
 cfg = tiny(iterations=3, prompts_per_iteration=4, precision='no', save_every=1, **ROWS[name])
 policy = open_policy(cfg)
@@ -68,16 +69,16 @@ def folder(tmp_path_factory):
 
 def test_split_weights_meet_in_equally_many_passes():
     "Members of DanceGRPO draw which steps they train on; with split weights every pass is one that all processes take part in."
-    from g2rpo.config import tiny
-    from g2rpo.method import METHODS
-    from g2rpo.rollout import optimiser_steps, used_steps, with_rest
-    cfg = tiny(method=METHODS['dance_grpo'], T=6, group=4, grad_batch=1, shard=True)
+    from g2rpo.train.presets import tiny
+    from g2rpo.core.rows import METHODS
+    from g2rpo.core.batches import add_remaining, optimiser_steps, used_steps
+    cfg = tiny(method=METHODS['dance_grpo'], T=6, group_size=4, grad_batch_size=1, shard=True)
     words, counts = [f'prompt {i}' for i in range(8)], set()
     for iteration in range(5):
         for rank in range(4):
             mine = words[rank::4]
-            updates = optimiser_steps(cfg.method, used_steps(cfg.method, 6, mine, 4, 0, iteration), cfg.grad_batch)
-            walk = [len(with_rest([rows for step in updates for n, rows in step if n == j], 8, cfg.grad_batch)) for j in range(6)]
+            updates = optimiser_steps(cfg.method, used_steps(cfg.method, 6, mine, 4, 0, iteration), cfg.grad_batch_size)
+            walk = [len(add_remaining([rows for step in updates for n, rows in step if n == j], 8, cfg.grad_batch_size)) for j in range(6)]
             counts.add((tuple(walk), tuple(map(len, updates))))
     assert len(counts) == 1
 
@@ -100,11 +101,11 @@ def test_the_same_rollout_to_the_last_bit(folder, world):
 @pytest.mark.parametrize('name, world', [('g2rpo', 2), ('g2rpo', 4), ('dance', 2), ('flow', 2), ('split', 2), ('split_chain', 2)])
 def test_the_same_training(folder, name, world):
     "Gradients to rounding, rewards and costs over all processes, and weights that went the same way: AdamW makes full steps of the rounding of tiny gradients, so not all to the last digit, and from the third iteration on a ratio at the edge of the clip range may fall on either side of it."
-    from g2rpo.policy import load_policy
+    from g2rpo.models.loading import load_policy
     one, other = (rows(folder/f'{name}-{w}') for w in (1, world))
     assert one[0]['grad_norm'][0] == pytest.approx(other[0]['grad_norm'][0], rel=1e-5)
     for a, b in zip(one, other):
-        assert a['equivalents'] == b['equivalents'] and (a['iteration'] > 1 or a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-2))
+        assert a['nfe'] == b['nfe'] and (a['iteration'] > 1 or a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-2))
         for key in ('reward/left', 'group_std/left', 'advantage_by_step', 'ratio'): assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6)
     base = load_policy('tiny', 24, 48, 16).pipe.transformer.state_dict()
     base = torch.cat([base[key].flatten() for key in sorted(base)])
@@ -122,7 +123,7 @@ def test_taken_up_by_another_number_of_processes(folder, tmp_path, name, then, n
     finished(launch(now, script, tmp_path, name))
     wanted, found = rows(folder/f'{name}-{then}'), rows(out)
     assert len(found) == 3 and found[:2] == wanted[:2]
-    assert found[2]['grad_norm'] == pytest.approx(wanted[2]['grad_norm'], rel=1e-4) and found[2]['equivalents'] == wanted[2]['equivalents']
+    assert found[2]['grad_norm'] == pytest.approx(wanted[2]['grad_norm'], rel=1e-4) and found[2]['nfe'] == wanted[2]['nfe']
     assert (trained(out) - trained(folder/f'{name}-{then}')).norm() < 1e-2*trained(out).norm()
 
 def test_taken_up_by_four_processes_to_the_last_bit(folder, tmp_path):
@@ -138,13 +139,13 @@ def test_taken_up_by_four_processes_to_the_last_bit(folder, tmp_path):
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
     assert [row['grad_norm'] for row in rows(out)] == [row['grad_norm'] for row in rows(folder/'g2rpo-4')]
 
-COMMAND = ['-m', 'g2rpo.cli', 'train', '--T', '4', '--group', '3', '--prompts-per-iteration', '2', '--iterations', '8', '--save-every', '1', '--precision', 'no', '--granularities', '1,2', '--patience', '20']
+COMMAND = ['-m', 'g2rpo.cli', 'train', '--T', '4', '--group-size', '3', '--prompts-per-iteration', '2', '--iterations', '8', '--save-every', '1', '--precision', 'no', '--granularities', '1,2', '--ddp-timeout', '20']
 
 def train(world, out, folder, *more):
     (folder/'mine.py').write_text(LEFT + '''
 import os, time
 def one_fails(images, prompts):
-    from g2rpo.check import RunStopped
+    from g2rpo.errors import RunStopped
     if os.environ['RANK'] == '1' and os.path.exists('now'): raise RunStopped('the judge is gone')
     return left(images, prompts)
 def one_hangs(images, prompts):
@@ -160,9 +161,9 @@ def wait_for(run, out, n, seconds=120):
     assert run.poll() is None, run.communicate()[0]
 
 def kept(out):
-    from g2rpo import checkpoint
+    from g2rpo.train import checkpoint
     from safetensors.torch import load_file
-    return {k: v for file in checkpoint.latest(out/'checkpoints').glob('*.safetensors') for k, v in load_file(file).items()}
+    return {k: v for file in checkpoint.latest_checkpoint(out/'checkpoints').glob('*.safetensors') for k, v in load_file(file).items()}
 
 def test_two_processes_killed_and_taken_up(tmp_path):
     "Both, one after another, at moments drawn at random: the run is the one that was not killed, to the last bit."
@@ -187,7 +188,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     done = len(rows(tmp_path/'a'))
     assert (tmp_path/'a'/'checkpoints'/f'{done:06d}'/'manifest.json').exists()
 
-@pytest.mark.parametrize('fault, reason', [('mine:one_fails', 'the judge is gone (process 1)'), ('mine:one_hangs', 'patience=20'), ('killed', 'waited for another one')])
+@pytest.mark.parametrize('fault, reason', [('mine:one_fails', 'the judge is gone (process 1)'), ('mine:one_hangs', 'ddp_timeout=20'), ('killed', 'waited for another one')])
 def test_a_process_that_fails_hangs_or_dies_ends_all_with_the_reason(tmp_path, fault, reason):
     run = train(2, tmp_path/'a', tmp_path, *(['--rewards', fault] if fault != 'killed' else []), '--iterations', '1000')
     try:

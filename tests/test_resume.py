@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo import checkpoint
-from g2rpo.check import InputError, RunStopped
-from g2rpo.cli import main
-from g2rpo.config import open_policy, tiny
-from g2rpo.method import METHODS, Window
-from g2rpo.trainer import train
+from g2rpo.train import checkpoint
+from g2rpo.errors import InputError, RunStopped
+from g2rpo.cli.main import main
+from g2rpo.train.config import open_policy
+from g2rpo.train.presets import tiny
+from g2rpo.core.rows import METHODS
+from g2rpo.core.window import Window
+from g2rpo.train.trainer import train
 
 def left_of_right(images, prompts):
     half = images.shape[-1]//2
@@ -27,7 +29,7 @@ def tossed(images, prompts):
     return left_of_right(images, prompts) + .01*(torch.rand(len(images)) + random.random() + np.random.rand())
 
 WORDS = [f'a sign that says "{i:03d}" in red' for i in range(8)]
-SMALL = dict(T=4, group=4, prompts_per_iteration=2, save_every=1)
+SMALL = dict(T=4, group_size=4, prompts_per_iteration=2, save_every=1)
 ROWS = dict(
     g2rpo=dict(method=replace(METHODS['g2rpo'], granularities=(1, 2))), lora=dict(method=METHODS['g2rpo_no_mgai'], lora_rank=4), averaged=dict(method=METHODS['dense_grpo'], T=6),
     moving=dict(method=replace(METHODS['mix_grpo'], window=Window(2, every=2)), T=6))
@@ -44,7 +46,7 @@ def go(out, iterations, reward=tossed, **changes):
 def state(out):
     "Every tensor of the last checkpoint, and the last row of metrics."
     from safetensors.torch import load_file
-    place = checkpoint.latest(out/'checkpoints')
+    place = checkpoint.latest_checkpoint(out/'checkpoints')
     tensors = {k: v for file in place.glob('*.safetensors') for k, v in load_file(file).items()}
     return int(place.name), tensors, [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (out/'metrics.jsonl').read_text().splitlines()]
 
@@ -87,7 +89,7 @@ def test_another_config_is_refused_with_its_keys(tmp_path, capsys):
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     "The config comes from the folder; what is typed is held to it; an override is a change."
     monkeypatch.syspath_prepend(__file__.rsplit('/', 1)[0])
-    flags = ['--T', '4', '--group', '2', '--iterations', '2', '--prompts-per-iteration', '2', '--rewards', 'test_resume:left_of_right', '--save-every', '1']
+    flags = ['--T', '4', '--group-size', '2', '--iterations', '2', '--prompts-per-iteration', '2', '--rewards', 'test_resume:left_of_right', '--save-every', '1']
     out = str(tmp_path/'a')
     assert main(['train', *flags, '--out', out, '--resume']) == 0 and 'holds no run yet' in capsys.readouterr().out
     assert main(['train', '--out', out, '--resume', '--override', 'iterations=3']) == 0
@@ -162,7 +164,7 @@ def test_saving_costs_less_than_two_percent(tmp_path):
     cfg = tiny(iterations=2, save_every=1)
     log = train(cfg, open_policy(cfg), dict(r=left_of_right), WORDS, tmp_path/'a')
     tensors, began = state(tmp_path/'a')[1], time.time()
-    checkpoint.write(tmp_path/'again', tensors.items(), {})
+    checkpoint.write_checkpoint(tmp_path/'again', tensors.items(), {})
     share = (time.time() - began)/(50*log[0]['seconds'])
     print(f'a save takes {time.time() - began:.2f} s, {share:.2%} of 50 iterations')
     assert share < .02
@@ -170,7 +172,7 @@ def test_saving_costs_less_than_two_percent(tmp_path):
 @pytest.mark.filterwarnings('ignore:iteration')
 def test_a_panel_watches_what_is_not_trained(tmp_path):
     "Gains with intervals against the first look, statistics of images, drift; the same numbers after resuming; an alarm ends the run if asked."
-    from g2rpo.monitor import Panel
+    from g2rpo.train.panel import Panel
     def panel(stop=False, reward=left_of_right): return Panel(WORDS, dict(r=reward, other=lambda i, p: -left_of_right(i, p)), ('r',), every=2, T=4, stop=stop)
     cfg = tiny(**SMALL | dict(lr=2e-3), iterations=4)
     run = lambda out, n, p, **more: train(replace(cfg, iterations=n), open_policy(cfg), dict(r=left_of_right), WORDS, out, panel=p, **more)
@@ -204,11 +206,11 @@ def test_killed_inside_a_save(tmp_path, call):
         def flush(path):
             flushes.append(path)
             if len(flushes) == 5 + call: os.kill(os.getpid(), signal.SIGKILL)    # in the second save
-        checkpoint.flush = flush
+        checkpoint.fsync = flush
         go(tmp_path/'a', 3)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    straight, saved = go(tmp_path/'b', 3), checkpoint.latest(tmp_path/'a'/'checkpoints').name
+    straight, saved = go(tmp_path/'b', 3), checkpoint.latest_checkpoint(tmp_path/'a'/'checkpoints').name
     assert saved in ('000001', '000002')
     assert go(tmp_path/'a', 3, resume='latest') == straight
     same(state(tmp_path/'a'), state(tmp_path/'b')); assert not list((tmp_path/'a'/'checkpoints').glob('*.part'))
@@ -234,7 +236,7 @@ def test_every_damage_to_every_file_is_seen(tmp_path):
     assert count == 12
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, monkeypatch):
-    straight, write, tries = go(tmp_path/'b', 4), checkpoint.write, []
+    straight, write, tries = go(tmp_path/'b', 4), checkpoint.write_checkpoint, []
     def full(place, tensors, kept):
         tries.append(place.name)
         if len(tries) == 2: raise OSError(28, 'No space left on device')
@@ -242,7 +244,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'write', full)
     with pytest.warns(UserWarning, match='No space left'): assert go(tmp_path/'a', 4) == straight
     same(state(tmp_path/'a'), state(tmp_path/'b'))
-    assert tries == ['000001', '000002', '000003', '000004'] and checkpoint.steps(tmp_path/'a'/'checkpoints') == [3, 4]
+    assert tries == ['000001', '000002', '000003', '000004'] and checkpoint.saved_iterations(tmp_path/'a'/'checkpoints') == [3, 4]
 
 def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, monkeypatch):
     import shutil as disk
@@ -272,7 +274,7 @@ def test_what_is_not_finite_is_left_out_counted_and_named(tmp_path):
     assert 'seed 0, iteration 1, picture 0, member 1' in log[1]['skipped'][0] and 'skipped' not in log[0] and all(n > 0 for n in log[1]['grad_norm'])
     calls.clear()
     with pytest.raises(RunStopped, match='more than skips=0'), pytest.warns(UserWarning): go(tmp_path/'b', 3, reward=sometimes, skips=0)
-    assert checkpoint.steps(tmp_path/'b'/'checkpoints') == [1]
+    assert checkpoint.saved_iterations(tmp_path/'b'/'checkpoints') == [1]
 
 def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
     import accelerate

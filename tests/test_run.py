@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo.check import InputError, RunStopped
-from g2rpo.cli import main
-from g2rpo.method import METHODS
-from g2rpo.config import tiny
-from g2rpo.trainer import train
+from g2rpo.errors import InputError, RunStopped
+from g2rpo.cli.main import main
+from g2rpo.core.rows import METHODS
+from g2rpo.train.presets import tiny
+from g2rpo.train.trainer import train
 
-SMALL = dict(iterations=1, T=4, group=3, prompts_per_iteration=2, precision='no', method=replace(METHODS['g2rpo'], granularities=(1, 2)))
+SMALL = dict(iterations=1, T=4, group_size=3, prompts_per_iteration=2, precision='no', method=replace(METHODS['g2rpo'], granularities=(1, 2)))
 
 def left_of_right(images, prompts):
     "A reward without packages: how much darker the left half is."
@@ -27,12 +27,12 @@ def words(n=8): return [f'a sign that says "{i:03d}" in red' for i in range(n)]
 @pytest.mark.parametrize('precision', ['no', 'bf16'])
 @pytest.mark.parametrize('update', ['per_step', 'accumulate'])
 @pytest.mark.parametrize('rank', [0, 4])
-def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update, rank):
+def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update_policy, rank):
     before = {n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()}
-    cfg = tiny(**SMALL | dict(precision=precision, lora_rank=rank, method=replace(SMALL['method'], update=update), grad_batch=1))
+    cfg = tiny(**SMALL | dict(precision=precision, lora_rank=rank, method=replace(SMALL['method'], update=update_policy), grad_batch_size=1))
     row, = train(cfg, policy, dict(r=left_of_right), words(), tmp_path/'run')
     assert row['ratio_spread'][0] == 0. and row['ratio'][0] == 1.
-    assert len(row['grad_norm']) == (2 if update == 'per_step' else 1)
+    assert len(row['grad_norm']) == (2 if update_policy == 'per_step' else 1)
     after = dict(policy.pipe.transformer.named_parameters())
     same = [torch.equal(p, after[n.replace('.weight', '.base_layer.weight').replace('.bias', '.base_layer.bias') if n not in after else n]) for n, p in before.items()]
     assert all(same) if rank else not any(same[:4])
@@ -44,20 +44,20 @@ def test_every_row_trains_from_a_ratio_of_one(policy, name):
     "Batches of three split members, steps and prompts unevenly; the trainer stops by itself if any ratio of the first optimiser step is off by a bit."
     row = METHODS[name]
     method = replace(row, window=row.window and replace(row.window, size=3 if not row.window.half else 2), starts=min(row.starts, 2))
-    log = train(tiny(iterations=2, T=6, group=4, prompts_per_iteration=2, method=method, grad_batch=3), policy, dict(r=left_of_right), words())
+    log = train(tiny(iterations=2, T=6, group_size=4, prompts_per_iteration=2, method=method, grad_batch_size=3), policy, dict(r=left_of_right), words())
     for got in log:
         assert len(got['grad_norm']) == (len(got['steps']) if method.update == 'per_step' else method.updates) and all(norm > 0 for norm in got['grad_norm'])
         assert ('kl' in got) == bool(method.kl)
     if method.kl: assert log[0]['kl'][0] < log[1]['kl'][0]
 
 def test_guidance_trains_and_costs_twice():
-    from g2rpo.policy import load_policy
-    logs = [train(tiny(**SMALL | dict(cfg=scale)), load_policy('tiny', 24, 48, 16, cfg=scale), dict(r=left_of_right), words()) for scale in (1., 2.)]
+    from g2rpo.models.loading import load_policy
+    logs = [train(tiny(**SMALL | dict(guidance_scale=scale)), load_policy('tiny', 24, 48, 16, guidance_scale=scale), dict(r=left_of_right), words()) for scale in (1., 2.)]
     assert logs[1][0]['forwards'] == 2*logs[0][0]['forwards'] and logs[1][0]['grad_forwards'] == 2*logs[0][0]['grad_forwards']
-    with pytest.raises(InputError, match='cfg=2.0'): train(tiny(**SMALL | dict(cfg=2.)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words())
+    with pytest.raises(InputError, match='guidance_scale=2.0'): train(tiny(**SMALL | dict(guidance_scale=2.)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words())
 
 def test_kl_holds_the_policy_back():
-    from g2rpo.policy import load_policy
+    from g2rpo.models.loading import load_policy
     far = []
     for beta, rank in ((0., 0), (100., 0), (0., 4), (100., 4)):
         policy = load_policy('tiny', 24, 48, 16)
@@ -80,54 +80,58 @@ def test_ema_is_kept(policy, tmp_path):
 def test_masked_groups_leave_the_mean(policy):
     "With one of two groups constant, the masked gradient is twice the unmasked one."
     from accelerate import Accelerator
-    from g2rpo.rollout import Ledger, rollout
-    from g2rpo.update import Tuning, update
+    from g2rpo.core.rollout import rollout
+    from g2rpo.core.velocity import Ledger
+    from g2rpo.train.update import TrainState, update_policy
     norms = []
     for mask in (False, True):
         cfg, params = tiny(**SMALL | dict(max_grad_norm=1e9, method=replace(SMALL['method'], update='accumulate', mask_constant=mask))), list(policy.pipe.transformer.requires_grad_(True).parameters())
-        tuning = Tuning(cfg, params, torch.optim.SGD(params, lr=1e-20), Accelerator(cpu=True))
-        roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
+        tuning = TrainState(cfg, params, torch.optim.SGD(params, lr=1e-20), Accelerator(cpu=True))
+        roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
         advantage = torch.zeros(2, 2, 3); advantage[:, 0] = torch.tensor([1., -2., 1.])
-        with pytest.raises(RunStopped) as stop: update(policy, tuning, roll, advantage, Ledger())
+        with pytest.raises(RunStopped) as stop: update_policy(policy, tuning, roll, advantage, Ledger())
         norms.append(float(str(stop.value).split('gradient norm ')[1].split(')')[0]))
     assert norms[1] == pytest.approx(2*norms[0], rel=1e-2)
 
 def test_engine_equals_naive_loop_on_the_pipeline(policy):
-    from g2rpo.rollout import naive_rollout, rollout
+    from g2rpo.core.naive import naive_rollout
+    from g2rpo.core.rollout import rollout
     method, two = METHODS['g2rpo'], words(2)
-    slow, fast = naive_rollout(policy, method, two, 6, 2), rollout(policy, method, two, 6, 2, batch=7)
-    torch.testing.assert_close(fast.old, slow.old, rtol=0, atol=1e-4)
+    slow, fast = naive_rollout(policy, method, two, 6, 2), rollout(policy, method, two, 6, 2, batch_size=7)
+    torch.testing.assert_close(fast.old_log_prob, slow.old_log_prob, rtol=0, atol=1e-4)
     for lam in method.granularities: torch.testing.assert_close(fast.x0[lam], slow.x0[lam], rtol=0, atol=1e-3)
 
 def test_scores_belong_to_their_prompt_and_direction():
     "A latent says who it is, a reward reads that and its prompt: every entry of the table is where it should be."
-    from g2rpo.rollout import Ledger, Rollout
-    from g2rpo.update import score
+    from g2rpo.core.rollout import Rollout
+    from g2rpo.core.velocity import Ledger
+    from g2rpo.train.update import score_rollout
     L, K, P, G = 2, 3, 4, 5
     who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
     class Plain:
         def decode(self, x): return x[:, None].expand(-1, 3, -1, -1)
     roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [])
-    table = score(Plain(), roll, dict(r=lambda images, prompts: images[:, 0, 0, 0]*10 + torch.tensor(['abcd'.index(p) for p in prompts])), 7, Ledger())['r']
+    table = score_rollout(Plain(), roll, dict(r=lambda images, prompts: images[:, 0, 0, 0]*10 + torch.tensor(['abcd'.index(p) for p in prompts])), 7, Ledger())['r']
     assert torch.equal(table, who[..., 0, 0]*10 + torch.arange(P)[:, None])
 
 def test_silent_step_is_skipped_and_a_silent_iteration_stops(policy):
     "Groups that are constant at one step only: no optimiser step there, and no false alarm."
     from accelerate import Accelerator
-    from g2rpo.rollout import Ledger, rollout
-    from g2rpo.update import Tuning, update
+    from g2rpo.core.rollout import rollout
+    from g2rpo.core.velocity import Ledger
+    from g2rpo.train.update import TrainState, update_policy
     cfg, params = tiny(**SMALL), list(policy.pipe.transformer.requires_grad_(True).parameters())
-    tuning = Tuning(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
-    roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
+    tuning = TrainState(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
+    roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
     advantage = torch.zeros(2, 2, 3); advantage[1, 0] = torch.tensor([1., -1., 0.])
-    norms = update(policy, tuning, roll, advantage, Ledger())['grad_norm']
+    norms = update_policy(policy, tuning, roll, advantage, Ledger())['grad_norm']
     assert norms[0] == 0. and norms[1] > 0.
-    roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group)
-    with pytest.raises(RunStopped, match='no gradient'): update(policy, tuning, roll, torch.zeros(2, 2, 3), Ledger())
+    roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
+    with pytest.raises(RunStopped, match='no gradient'): update_policy(policy, tuning, roll, torch.zeros(2, 2, 3), Ledger())
 
 @pytest.mark.parametrize('n', [2, 3, 15])
 def test_demo_draws_any_number_of_prompts(n, tmp_path):
-    from g2rpo.demo import draw_grid
+    from g2rpo.cli.demo import draw_grid
     show = words(min(16, n)//2*2)
     images = torch.rand(len(show), 3, 24, 48)
     draw_grid(show, images, images, ['000', '了'] + ['']*(len(show) - 2), ['']*len(show), tmp_path/'grid.png')
@@ -135,7 +139,7 @@ def test_demo_draws_any_number_of_prompts(n, tmp_path):
 
 def test_same_seed_same_run(tmp_path):
     "Bit for bit, LoRA's own initialisation included."
-    from g2rpo.policy import load_policy
+    from g2rpo.models.loading import load_policy
     logs = [train(tiny(**SMALL | dict(lora_rank=4)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words()) for _ in range(2)]
     for a, b in zip(*logs): assert {k: v for k, v in a.items() if k != 'seconds'} == {k: v for k, v in b.items() if k != 'seconds'}
 
@@ -170,11 +174,11 @@ def test_non_finite_weights_stop(policy):
     with pytest.raises(RunStopped, match='not finite'): train(tiny(**SMALL), policy, dict(r=left_of_right), words())
 
 BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
-       '--granularities x', '--steps 0,10', '--steps 3,3', '--group 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
+       '--granularities x', '--steps 0,10', '--steps 3,3', '--group-size 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
        '--rewards nonsense', '--rewards tests_no_such:f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
        '--height 25', '--preset paper --prompts {good}', '--device tpu', '--prompts-per-iteration 5000', '--method dpo', '--prompts {latin}', '--T 1', '--form cps --eta 0.5 --steps 9', '--rewards :f', '--rewards {module}:nothing', '--precision int4', '--unknown 1',
        '--method dance_grpo --granularities 1,2', '--method mix_grpo --T 5', '--method dense_grpo --psi /nowhere.json', '--method dense_grpo --psi {good}', '--method g2rpo --completion 2',
-       '--method tempflow_grpo --group 6', '--starts 0', '--cfg 0.5', '--method dense_grpo --steps 3',
+       '--method tempflow_grpo --group-size 6', '--starts 0', '--guidance-scale 0.5', '--method dense_grpo --steps 3',
        '--rewards ppocr6,colour --weights 1', '--weights x', '--mix product', '--method dense_grpo --steps 7,8,9', '--starts 2', '--dtype bf16', '--shift 0', '--shift x', '--rewards hps21', '--attention magic']
 
 @pytest.mark.parametrize('flags', BAD)
@@ -195,7 +199,7 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'shade.py').write_text('def dark(images, prompts): return 1 - images.mean((1, 2, 3))')
     (tmp_path/'words.txt').write_text('\n'.join(words(4)))
-    small = '--T 4 --group 3 --prompts-per-iteration 2 --iterations 1 --granularities 1,2 --prompts words.txt --rewards shade:dark --out run'
+    small = '--T 4 --group-size 3 --prompts-per-iteration 2 --iterations 1 --granularities 1,2 --prompts words.txt --rewards shade:dark --out run'
     assert main(['train', *small.split()]) == 0
     assert json.loads((tmp_path/'run'/'config.json').read_text())['rewards'] == ['shade:dark']
     assert main('evaluate run --prompts words.txt --scorers shade:dark,colour --T 2 --seeds 0'.split()) == 0
@@ -215,7 +219,7 @@ def test_calibrate_then_train(tmp_path, capsys, monkeypatch):
     assert main(f'calibrate {common} --T 4 --trajectories 2 --rounds 2 --out psi.json'.split()) == 0
     saved = json.loads((tmp_path/'psi.json').read_text())
     assert len(saved['values']) == 4 and saved['reward'] == 'shade:dark' and len(saved['positive_after']) == 4 and (tmp_path/'psi.png').exists()
-    run = f'train {common} --method dense_grpo --psi psi.json --group 2 --prompts-per-iteration 2 --iterations 1'
+    run = f'train {common} --method dense_grpo --psi psi.json --group-size 2 --prompts-per-iteration 2 --iterations 1'
     assert main([*run.split(), '--T', '4', '--out', 'run']) == 0
     assert json.loads((tmp_path/'run'/'config.json').read_text())['method']['psi']['values'] == saved['values']
     for bad in (['--T', '5', '--out', 'other'], ['--T', '4', '--form', 'cps', '--out', 'other'], ['--T', '4', '--psi', 'run/config.json', '--out', 'other']): assert main([*run.split(), *bad]) == 2

@@ -3,11 +3,12 @@ import json
 
 import pytest
 import torch
-from g2rpo.asset import convert
-from g2rpo.check import InputError
+from g2rpo.rewards.checkpoints import convert_asset
+from g2rpo.errors import InputError
 
 open_clip = pytest.importorskip('open_clip', reason='open_clip does not import here; pip install "g2rpo[rewards]"', exc_type=ImportError)
-from g2rpo.scorer import ClipScorer, clip_score, fill, hps21, letterbox, pictures  # noqa: E402
+from g2rpo.rewards.preference import ClipScorer, load_clip_score, load_exactly, load_hps21
+from g2rpo.rewards.preprocess import letterbox, to_pil  # noqa: E402
 
 WORDS = ['a sign that says "1"', 'a cat', 'two dogs in the rain', 'red']
 
@@ -29,7 +30,7 @@ def test_hps_on_the_full_architecture(tmp_path):
     torch.manual_seed(0)
     model = open_clip.create_model('ViT-H-14', pretrained=None, load_weights=False).eval()
     torch.save(dict(state_dict=model.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
-    scorer = hps21(convert('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
+    scorer = load_hps21(convert_asset('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
     value = agrees(scorer)
     direct = ClipScorer(model, open_clip.get_tokenizer('ViT-H-14'), letterbox)
     torch.testing.assert_close(direct(shots(96, 128), WORDS), value)
@@ -48,31 +49,31 @@ def small_folder(tmp_path):
 
 def test_clip_score_takes_its_preprocessing_from_the_folder(tmp_path):
     folder, model = small_folder(tmp_path)
-    scorer = clip_score('clip_dfn', convert('clip_dfn', folder, tmp_path/'clip'))
+    scorer = load_clip_score('clip_dfn', convert_asset('clip_dfn', folder, tmp_path/'clip'))
     agrees(scorer)
     x = scorer.preprocess(shots(96, 128))
     assert x.shape == (4, 3, 32, 32)
     _, theirs = open_clip.create_model_from_pretrained(f'local-dir:{tmp_path/"clip"}')
-    torch.testing.assert_close(x, torch.stack([theirs(p) for p in pictures(shots(96, 128))]))
+    torch.testing.assert_close(x, torch.stack([theirs(p) for p in to_pil(shots(96, 128))]))
     with torch.no_grad(): torch.testing.assert_close(torch.nn.functional.normalize(model.encode_image(x), dim=-1), scorer.features(shots(96, 128), WORDS)[0], rtol=0, atol=1e-5)
 
 def test_other_weights_do_not_fit(tmp_path):
     folder, model = small_folder(tmp_path)
-    with pytest.raises(InputError, match='do not fit'): fill(model, dict(list(model.state_dict().items())[1:]), 'clip')
+    with pytest.raises(InputError, match='do not fit'): load_exactly(model, dict(list(model.state_dict().items())[1:]), 'clip')
     assert not list((tmp_path/'published').glob('*.safetensors'))
 
 def test_letterbox_is_torchvisions():
     "HPSv2 resizes the tensor with torchvision's bicubic filter, then pads."
     from torchvision.transforms import InterpolationMode, functional as tv
-    from g2rpo.reward import eight_bit
-    from g2rpo.scorer import normalised
+    from g2rpo.rewards.protocol import to_uint8
+    from g2rpo.rewards.preprocess import clip_normalise
     for shape in ((512, 512), (64, 64), (512, 384), (300, 1000)):
-        x = eight_bit(shots(*shape)).float()/255
+        x = to_uint8(shots(*shape)).float()/255
         scale = 224/max(shape)
         new = [round(side*scale) for side in shape]
         small = tv.resize(x, new, InterpolationMode.BICUBIC) if scale != 1 else x
         h, w = 224 - new[0], 224 - new[1]
-        torch.testing.assert_close(letterbox(shots(*shape)), normalised(tv.pad(small, [w//2, h//2, w - w//2, h - h//2])), rtol=0, atol=1e-5)
+        torch.testing.assert_close(letterbox(shots(*shape)), clip_normalise(tv.pad(small, [w//2, h//2, w - w//2, h - h//2])), rtol=0, atol=1e-5)
 
 @pytest.fixture
 def hps_package(tmp_path):
@@ -96,9 +97,9 @@ def test_hps_equals_the_hpsv2_package(hps_package, tmp_path):
     theirs, _, prepare = hps_package.create_model_and_transforms('ViT-H-14', None, precision='fp32', device='cpu', jit=False, force_quick_gelu=False, force_custom_text=False, force_patch_dropout=False,
         force_image_size=None, pretrained_image=False, image_mean=None, image_std=None, light_augmentation=True, aug_cfg={}, output_dict=True, with_score_predictor=False, with_region_predictor=False)
     torch.save(dict(state_dict=theirs.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
-    ours = hps21(convert('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
+    ours = load_hps21(convert_asset('hps21', tmp_path/'HPS_v2.1_compressed.pt', tmp_path/'hps'))
     images, words = shots(96, 128)[:2], WORDS[:2]
     with torch.no_grad():
-        out = theirs.eval()(torch.stack([prepare(p) for p in pictures(images)]), hps_package.get_tokenizer('ViT-H-14')(words))
+        out = theirs.eval()(torch.stack([prepare(p) for p in to_pil(images)]), hps_package.get_tokenizer('ViT-H-14')(words))
         wanted = (out['image_features'] @ out['text_features'].T).diagonal()
     torch.testing.assert_close(ours(images, words), wanted, rtol=0, atol=1e-4)

@@ -3,13 +3,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo import sampler, schedule
-from g2rpo.advantage import advantages, fuse, group_advantage
-from g2rpo.loss import step_kl, surrogate
-from g2rpo.method import METHODS, Method, Window
-from g2rpo.backbone import Condition
-from g2rpo.rollout import Ledger, naive_rollout, rollout
-from g2rpo.step_reward import CREDITS, balanced
+from g2rpo.core import sampler, schedule
+from g2rpo.core.advantage import compute_advantages, fuse_advantages, group_advantage
+from g2rpo.core.loss import clipped_surrogate, step_kl
+from g2rpo.core.method import Method
+from g2rpo.core.rows import METHODS
+from g2rpo.core.window import Window
+from g2rpo.models.policy import Condition
+from g2rpo.core.naive import naive_rollout
+from g2rpo.core.rollout import rollout
+from g2rpo.core.velocity import Ledger
+from g2rpo.core.credit import CREDITS
+from g2rpo.core.psi import is_balanced
 
 TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-6)]
 
@@ -43,7 +48,7 @@ def test_stochastic_steps(vectors, form, prefix, eta, dtype, tol):
         y = mean + std*eps
         close(mean, want['mean'], tol); close(std.flatten()[0], want['std'], tol); close(y, want['y'], tol)
         close(sampler.log_prob(form, y, mean, std), want['logp'], tol)
-        if 'x0' in want: close(sampler.clean(x, v, grid[i]), want['x0'], tol)
+        if 'x0' in want: close(sampler.predict_x0(x, v, grid[i]), want['x0'], tol)
         if 'sigma_t' in want: close(levels[i], want['sigma_t'], 1e-10)
         if 'logp_new' in want:
             new, _ = sampler.kernel(form, x, v_new, grid[i], grid[i + 1], levels[i])
@@ -91,14 +96,14 @@ def test_completion_nodes(vectors):
 
 def test_advantages(vectors):
     lams = [f64(vectors[f'adv/g2rpo_r_lam{n}']).T for n in (1, 2)]
-    close(fuse({'r': torch.stack(lams)}), f64(vectors['adv/g2rpo_sum']).T, 1e-6)
+    close(fuse_advantages({'r': torch.stack(lams)}), f64(vectors['adv/g2rpo_sum']).T, 1e-6)
     gains = f64(vectors['dense/deltaR']).T
-    close(fuse({'r': gains[None]}), f64(vectors['dense/adv_ddof1_eps1e-8']).T, 1e-6)
+    close(fuse_advantages({'r': gains[None]}), f64(vectors['dense/adv_ddof1_eps1e-8']).T, 1e-6)
 
 def test_surrogate(vectors):
     want = vectors['ppo/clip1e-4']
     new = torch.tensor(want['lp_new'], dtype=torch.float64, requires_grad=True)
-    loss = surrogate(new, f64(want['lp_old']), f64(want['adv']).clamp(-5, 5), 1e-4).mean()
+    loss = clipped_surrogate(new, f64(want['lp_old']), f64(want['adv']).clamp(-5, 5), 1e-4).mean()
     loss.backward()
     close(loss.item(), want['loss'], 1e-10)
     assert (new.grad != 0).tolist() == want['grad_flows']
@@ -110,7 +115,7 @@ def test_dense_gains_and_both_normalisations(vectors):
     close(gains.sum(1), rewards[:, -1] - rewards[:, 0], 1e-12)
     close(group_advantage(gains[0, :, 0], 1e-4, ddof=0).T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
     row = replace(METHODS['dense_grpo'], last_noisy=False)
-    close(advantages(row, row.plan(schedule.sd3_grid(4)), {'r': rewards})[:, 0].T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
+    close(compute_advantages(row, row.plan(schedule.sd3_grid(4)), {'r': rewards})[:, 0].T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
     close(CREDITS['value'](rewards, 3)[0, :, 0].T, f64(vectors['dense/R_T_to_R_0'])[:, 1:], 1e-12)
 
 def test_both_kls(vectors):
@@ -135,7 +140,7 @@ def test_calibration_rule(vectors):
     for n, want in vectors['dense/alg1_P(|pos-neg|<2)_fair_signs'].items():
         n = int(n)
         gains = torch.tensor([[1.]*k + [-1.]*(n - k) for k in range(n + 1)])
-        raised = balanced(gains, 'count')
+        raised = is_balanced(gains, 'count')
         close(sum(comb(n, k) for k in range(n + 1) if raised[k])/2**n, want, 1e-10)
 
 class Still:
@@ -145,10 +150,10 @@ class Still:
     def encode(self, prompts): return Condition(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))
     def velocity(self, x, sigma, cond): return x
 
-def spent(run, method, T, group):
+def spent(run, method, T, group_size):
     "(forwards, images, states with gradient) of one prompt."
     ledger = Ledger()
-    roll = run(Still(), method, ['p'], T, group, ledger=ledger)
+    roll = run(Still(), method, ['p'], T, group_size, ledger=ledger)
     return ledger.forwards, sum(x.shape[:3].numel() for x in roll.x0.values()), sum(len(rows) for step in roll.updates for _, rows in step)
 
 @pytest.mark.parametrize('lams', [(1,), (1, 2), (1, 2, 3)])
