@@ -24,7 +24,7 @@ def pieces():
     "What the two layouts of the package call the same things."
     try:
         from g2rpo import METHODS, presets, train
-        from g2rpo.train.config import open_policy
+        from g2rpo.training.config import open_policy
         def run(cfg, policy, rewards, prompts): return train(cfg, rewards=rewards, prompts=prompts, policy=policy).metrics
         return METHODS, presets.tiny, open_policy, run, dict(size='group_size', grad='grad_batch_size')
     except ImportError:

@@ -58,8 +58,8 @@ def test_a_bad_job_is_not_queued_again(here):
 
 def test_a_study_is_a_job_array(here, monkeypatch):
     "With stand-ins for Slurm's commands: tasks run when submitted, the first is pre-empted once; the second study finds all done and submits nothing."
-    from g2rpo.train.presets import tiny
-    from g2rpo.train.evaluate import EvalConfig
+    from g2rpo.training.presets import tiny
+    from g2rpo.training.evaluate import EvalConfig
     from g2rpo.study.launch import Study
     from g2rpo.core.rows import METHODS
     from g2rpo.study.job import RunSpec
@@ -81,8 +81,8 @@ def test_a_study_is_a_job_array(here, monkeypatch):
 
 def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypatch):
     from g2rpo.errors import RunStopped
-    from g2rpo.train.presets import tiny
-    from g2rpo.train.evaluate import EvalConfig
+    from g2rpo.training.presets import tiny
+    from g2rpo.training.evaluate import EvalConfig
     from g2rpo.study.launch import Study
     from g2rpo.study.job import RunSpec
     tools = here/'bin'

@@ -3,13 +3,13 @@ import json
 
 import pytest
 from g2rpo.cli.main import main
-from g2rpo.train.config import open_policy
-from g2rpo.train.presets import tiny
+from g2rpo.training.config import open_policy
+from g2rpo.training.presets import tiny
 from g2rpo.plan.memory import estimate_memory
 from g2rpo.plan.trace import measure_peak
 from g2rpo.core.rows import METHODS
 from g2rpo.models.random_pipelines import random_pipeline
-from g2rpo.train.trainer import train
+from g2rpo.training.trainer import train
 
 def brightness(images, prompts): return images.mean((1, 2, 3))
 
@@ -33,7 +33,7 @@ def test_the_estimate_is_within_15_percent_of_the_peak(case, tmp_path):
     model = middling(tmp_path/'middling') if 'height' in CASES[case] else 'tiny'
     cfg = tiny(**SHORT, **CASES[case], model=model)
     policy = open_policy(cfg)
-    found, said = measure_peak(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS)), estimate_memory(cfg).total
+    found, said = measure_peak(policy, lambda: train(cfg, dict(brightness=brightness), WORDS, policy=policy)), estimate_memory(cfg).total
     print(f'{case}: estimate {said/2**20:.0f} MiB, measured {found/2**20:.0f} MiB, ratio {said/found:.3f}')
     assert abs(said/found - 1) < .15
 
@@ -41,7 +41,7 @@ def test_sd3_is_planned_for_like_flux(tmp_path):
     random_pipeline('sd3').save_pretrained(tmp_path/'sd3')
     cfg = tiny(**SHORT, T=4, group_size=3, guidance_scale=2., model=str(tmp_path/'sd3'))
     policy = open_policy(cfg)
-    found = measure_peak(policy, lambda: train(cfg, policy, dict(brightness=brightness), WORDS))
+    found = measure_peak(policy, lambda: train(cfg, dict(brightness=brightness), WORDS, policy=policy))
     assert abs(estimate_memory(cfg).total/found - 1) < .15
 
 def test_a_machine_that_can(capsys):

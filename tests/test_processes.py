@@ -16,11 +16,11 @@ SCRIPT = LEFT + '''
 import sys, torch, warnings
 from dataclasses import replace
 from accelerate import PartialState
-from g2rpo.train.config import open_policy
-from g2rpo.train.presets import tiny
+from g2rpo.training.config import open_policy
+from g2rpo.training.presets import tiny
 from g2rpo.core.rows import METHODS
 from g2rpo.core.rollout import rollout
-from g2rpo.train.trainer import train
+from g2rpo.training.trainer import train
 warnings.filterwarnings('ignore')
 state, out = PartialState(cpu=True), sys.argv[1]
 words = [f'a sign that says "{i}" in red' for i in (123, 456, 789, 321)]
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 def test_split_weights_meet_in_equally_many_passes():
     "Members of DanceGRPO draw which steps they train on; with split weights every pass is one that all processes take part in."
-    from g2rpo.train.presets import tiny
+    from g2rpo.training.presets import tiny
     from g2rpo.core.rows import METHODS
     from g2rpo.core.batches import add_remaining, optimiser_steps, used_steps
     cfg = tiny(method=METHODS['dance_grpo'], T=6, group_size=4, grad_batch_size=1, shard=True)
@@ -161,7 +161,7 @@ def wait_for(run, out, n, seconds=120):
     assert run.poll() is None, run.communicate()[0]
 
 def kept(out):
-    from g2rpo.train import checkpoint
+    from g2rpo.training import checkpoint
     from safetensors.torch import load_file
     return {k: v for file in checkpoint.latest_checkpoint(out/'checkpoints').glob('*.safetensors') for k, v in load_file(file).items()}
 
@@ -170,17 +170,17 @@ def test_two_processes_killed_and_taken_up(tmp_path):
     finished(train(2, tmp_path/'a', tmp_path))
     draw = random.Random(0)
     for n in (1, 3, 5):
-        run = train(2, tmp_path/'b', tmp_path, '--resume')
+        run = train(2, tmp_path, '--resume', policy=tmp_path/'b').metrics
         try: wait_for(run, tmp_path/'b', n); time.sleep(draw.uniform(0, 1.5))
         finally: end(run)
-    finished(train(2, tmp_path/'b', tmp_path, '--resume'))
+    finished(train(2, tmp_path, '--resume', policy=tmp_path/'b').metrics)
     one, other = kept(tmp_path/'a'), kept(tmp_path/'b')
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     strip = lambda out: [{k: v for k, v in row.items() if k != 'seconds'} for row in rows(out)]
     assert strip(tmp_path/'a') == strip(tmp_path/'b')
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-    run = train(2, tmp_path/'a', tmp_path, '--iterations', '1000')
+    run = train(2, tmp_path, '--iterations', '1000', policy=tmp_path/'a').metrics
     wait_for(run, tmp_path/'a', 2)
     os.killpg(run.pid, signal.SIGTERM)
     said = run.communicate(timeout=90)[0]
@@ -190,7 +190,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize('fault, reason', [('mine:one_fails', 'the judge is gone (process 1)'), ('mine:one_hangs', 'ddp_timeout=20'), ('killed', 'waited for another one')])
 def test_a_process_that_fails_hangs_or_dies_ends_all_with_the_reason(tmp_path, fault, reason):
-    run = train(2, tmp_path/'a', tmp_path, *(['--rewards', fault] if fault != 'killed' else []), '--iterations', '1000')
+    run = train(2, tmp_path, *(['--rewards', fault] if fault != 'killed' else []), '--iterations', policy=tmp_path/'a', on_iteration='1000').metrics
     try:
         wait_for(run, tmp_path/'a', 2)
         began = time.time()
@@ -204,5 +204,5 @@ def test_a_process_that_fails_hangs_or_dies_ends_all_with_the_reason(tmp_path, f
     assert reason in said, said[-3000:]
     (tmp_path/'now').unlink(missing_ok=True)
     done = len(rows(tmp_path/'a'))
-    finished(train(2, tmp_path/'a', tmp_path, '--resume', *(['--rewards', fault] if fault != 'killed' else []), '--iterations', str(done + 1), '--override', f'iterations={done + 1}'))
+    finished(train(2, tmp_path, '--resume', *(['--rewards', fault] if fault != 'killed' else []), policy=tmp_path/'a', on_iteration='--iterations').metrics)
     assert len(rows(tmp_path/'a')) == done + 1

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from g2rpo.train import checkpoint
+from g2rpo.training import checkpoint
 from g2rpo.errors import InputError, RunStopped
 from g2rpo.cli.main import main
-from g2rpo.train.config import open_policy
-from g2rpo.train.presets import tiny
+from g2rpo.training.config import open_policy
+from g2rpo.training.presets import tiny
 from g2rpo.core.rows import METHODS
 from g2rpo.core.window import Window
-from g2rpo.train.trainer import train
+from g2rpo.training.trainer import train
 
 def left_of_right(images, prompts):
     half = images.shape[-1]//2
@@ -40,7 +40,7 @@ def go(out, iterations, reward=tossed, **changes):
     resume = changes.pop('resume', None)
     cfg = tiny(**SMALL | changes, iterations=iterations)
     torch.manual_seed(1); random.seed(1); __import__('numpy').random.seed(1)
-    log = train(cfg, open_policy(cfg), dict(r=reward), WORDS, out, resume=resume, override=override)
+    log = train(cfg, dict(r=reward), WORDS, out, policy=open_policy(cfg), resume=resume, override=override).metrics
     return [{k: v for k, v in row.items() if k != 'seconds'} for row in log]
 
 def state(out):
@@ -150,7 +150,7 @@ def test_a_disk_that_is_really_full(tmp_path):
             if row['iteration'] == 2: (disk/'ballast').unlink()
         cfg = tiny(**SMALL, iterations=4)
         torch.manual_seed(1); random.seed(1); __import__('numpy').random.seed(1)
-        with pytest.warns(UserWarning, match='No space left'): log = train(cfg, open_policy(cfg), dict(r=tossed), WORDS, disk/'a', watch=filling)
+        with pytest.warns(UserWarning, match='No space left'): log = train(cfg, dict(r=tossed), WORDS, disk/'a', policy=open_policy(cfg), on_iteration=filling).metrics
         assert [{k: v for k, v in row.items() if k != 'seconds'} for row in log] == straight
         same(state(disk/'a'), state(tmp_path/'b'))
         (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**24))
@@ -162,7 +162,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_saving_costs_less_than_two_percent(tmp_path):
     "At the paper's interval of 50 iterations."
     cfg = tiny(iterations=2, save_every=1)
-    log = train(cfg, open_policy(cfg), dict(r=left_of_right), WORDS, tmp_path/'a')
+    log = train(cfg, dict(r=left_of_right), WORDS, tmp_path/'a', policy=open_policy(cfg)).metrics
     tensors, began = state(tmp_path/'a')[1], time.time()
     checkpoint.write_checkpoint(tmp_path/'again', tensors.items(), {})
     share = (time.time() - began)/(50*log[0]['seconds'])
@@ -172,10 +172,10 @@ def test_saving_costs_less_than_two_percent(tmp_path):
 @pytest.mark.filterwarnings('ignore:iteration')
 def test_a_panel_watches_what_is_not_trained(tmp_path):
     "Gains with intervals against the first look, statistics of images, drift; the same numbers after resuming; an alarm ends the run if asked."
-    from g2rpo.train.panel import Panel
+    from g2rpo.training.panel import Panel
     def panel(stop=False, reward=left_of_right): return Panel(WORDS, dict(r=reward, other=lambda i, p: -left_of_right(i, p)), ('r',), every=2, T=4, stop=stop)
     cfg = tiny(**SMALL | dict(lr=2e-3), iterations=4)
-    run = lambda out, n, p, **more: train(replace(cfg, iterations=n), open_policy(cfg), dict(r=left_of_right), WORDS, out, panel=p, **more)
+    run = lambda out, n, p, **more: train(replace(cfg, iterations=n), dict(r=left_of_right), WORDS, out, policy=open_policy(cfg), panel=p, **more)
     log = run(tmp_path/'a', 4, panel())
     assert ['panel' in row for row in log] == [False, True, False, True] and log[3]['drift'] > log[1]['drift'] > 0
     assert set(log[1]['images']) == {'saturation', 'dark', 'edges', 'entropy', 'grid', 'diversity'} and log[3]['panel']['r'][1] == pytest.approx(-log[3]['panel']['other'][1], abs=1e-6)

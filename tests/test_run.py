@@ -12,8 +12,8 @@ import torch
 from g2rpo.errors import InputError, RunStopped
 from g2rpo.cli.main import main
 from g2rpo.core.rows import METHODS
-from g2rpo.train.presets import tiny
-from g2rpo.train.trainer import train
+from g2rpo.training.presets import tiny
+from g2rpo.training.trainer import train
 
 SMALL = dict(iterations=1, T=4, group_size=3, prompts_per_iteration=2, precision='no', method=replace(METHODS['g2rpo'], granularities=(1, 2)))
 
@@ -30,7 +30,7 @@ def words(n=8): return [f'a sign that says "{i:03d}" in red' for i in range(n)]
 def test_first_ratio_is_one_and_weights_move(policy, tmp_path, precision, update_policy, rank):
     before = {n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()}
     cfg = tiny(**SMALL | dict(precision=precision, lora_rank=rank, method=replace(SMALL['method'], update=update_policy), grad_batch_size=1))
-    row, = train(cfg, policy, dict(r=left_of_right), words(), tmp_path/'run')
+    row, = train(cfg, dict(r=left_of_right), words(), tmp_path/'run', policy=policy).metrics
     assert row['ratio_spread'][0] == 0. and row['ratio'][0] == 1.
     assert len(row['grad_norm']) == (2 if update_policy == 'per_step' else 1)
     after = dict(policy.pipe.transformer.named_parameters())
@@ -44,7 +44,7 @@ def test_every_row_trains_from_a_ratio_of_one(policy, name):
     "Batches of three split members, steps and prompts unevenly; the trainer stops by itself if any ratio of the first optimiser step is off by a bit."
     row = METHODS[name]
     method = replace(row, window=row.window and replace(row.window, size=3 if not row.window.half else 2), starts=min(row.starts, 2))
-    log = train(tiny(iterations=2, T=6, group_size=4, prompts_per_iteration=2, method=method, grad_batch_size=3), policy, dict(r=left_of_right), words())
+    log = train(tiny(iterations=2, T=6, group_size=4, prompts_per_iteration=2, method=method, grad_batch_size=3), dict(r=left_of_right), words(), policy=policy).metrics
     for got in log:
         assert len(got['grad_norm']) == (len(got['steps']) if method.update == 'per_step' else method.updates) and all(norm > 0 for norm in got['grad_norm'])
         assert ('kl' in got) == bool(method.kl)
@@ -52,9 +52,9 @@ def test_every_row_trains_from_a_ratio_of_one(policy, name):
 
 def test_guidance_trains_and_costs_twice():
     from g2rpo.models.loading import load_policy
-    logs = [train(tiny(**SMALL | dict(guidance_scale=scale)), load_policy('tiny', 24, 48, 16, guidance_scale=scale), dict(r=left_of_right), words()) for scale in (1., 2.)]
+    logs = [train(tiny(**SMALL | dict(guidance_scale=scale)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16, guidance_scale=scale)).metrics for scale in (1., 2.)]
     assert logs[1][0]['forwards'] == 2*logs[0][0]['forwards'] and logs[1][0]['grad_forwards'] == 2*logs[0][0]['grad_forwards']
-    with pytest.raises(InputError, match='guidance_scale=2.0'): train(tiny(**SMALL | dict(guidance_scale=2.)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words())
+    with pytest.raises(InputError, match='guidance_scale=2.0'): train(tiny(**SMALL | dict(guidance_scale=2.)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16))
 
 def test_kl_holds_the_policy_back():
     from g2rpo.models.loading import load_policy
@@ -62,7 +62,7 @@ def test_kl_holds_the_policy_back():
     for beta, rank in ((0., 0), (100., 0), (0., 4), (100., 4)):
         policy = load_policy('tiny', 24, 48, 16)
         method = replace(SMALL['method'], kl='exact', beta=max(beta, 1e-12))
-        log = train(tiny(**SMALL | dict(iterations=4, method=method, lora_rank=rank, lr=1e-3)), policy, dict(r=left_of_right), words())
+        log = train(tiny(**SMALL | dict(iterations=4, method=method, lora_rank=rank, lr=1e-3)), dict(r=left_of_right), words(), policy=policy).metrics
         assert log[0]['kl'][0] == pytest.approx(0, abs=1e-8)
         far.append(sum(log[-1]['kl']))
     assert far[1] < far[0]/2 and far[3] < far[2]/2
@@ -73,7 +73,7 @@ def test_ema_is_kept(policy, tmp_path):
     base = {n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()}
     last = {}
     def watch(row): last.update({n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()})
-    train(tiny(**SMALL | dict(iterations=4, method=replace(SMALL['method'], ema=.9))), policy, dict(r=left_of_right), words(), tmp_path/'run', watch)   # 8 optimiser steps
+    train(tiny(**SMALL | dict(iterations=4, method=replace(SMALL['method'], ema=.9))), dict(r=left_of_right), words(), tmp_path/'run', policy=policy, on_iteration=watch)   # 8 optimiser steps
     kept = dict(FluxTransformer2DModel.from_pretrained(tmp_path/'run'/'weights').named_parameters())
     for name in list(base)[:6]: torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))   # one update, at step 7: decay 8/17
 
@@ -82,7 +82,7 @@ def test_masked_groups_leave_the_mean(policy):
     from accelerate import Accelerator
     from g2rpo.core.rollout import rollout
     from g2rpo.core.velocity import Ledger
-    from g2rpo.train.update import TrainState, update_policy
+    from g2rpo.training.update import TrainState, update_policy
     norms = []
     for mask in (False, True):
         cfg, params = tiny(**SMALL | dict(max_grad_norm=1e9, method=replace(SMALL['method'], update='accumulate', mask_constant=mask))), list(policy.pipe.transformer.requires_grad_(True).parameters())
@@ -105,7 +105,7 @@ def test_scores_belong_to_their_prompt_and_direction():
     "A latent says who it is, a reward reads that and its prompt: every entry of the table is where it should be."
     from g2rpo.core.rollout import Rollout
     from g2rpo.core.velocity import Ledger
-    from g2rpo.train.update import score_rollout
+    from g2rpo.training.update import score_rollout
     L, K, P, G = 2, 3, 4, 5
     who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
     class Plain:
@@ -119,7 +119,7 @@ def test_silent_step_is_skipped_and_a_silent_iteration_stops(policy):
     from accelerate import Accelerator
     from g2rpo.core.rollout import rollout
     from g2rpo.core.velocity import Ledger
-    from g2rpo.train.update import TrainState, update_policy
+    from g2rpo.training.update import TrainState, update_policy
     cfg, params = tiny(**SMALL), list(policy.pipe.transformer.requires_grad_(True).parameters())
     tuning = TrainState(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
@@ -140,7 +140,7 @@ def test_demo_draws_any_number_of_prompts(n, tmp_path):
 def test_same_seed_same_run(tmp_path):
     "Bit for bit, LoRA's own initialisation included."
     from g2rpo.models.loading import load_policy
-    logs = [train(tiny(**SMALL | dict(lora_rank=4)), load_policy('tiny', 24, 48, 16), dict(r=left_of_right), words()) for _ in range(2)]
+    logs = [train(tiny(**SMALL | dict(lora_rank=4)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16)).metrics for _ in range(2)]
     for a, b in zip(*logs): assert {k: v for k, v in a.items() if k != 'seconds'} == {k: v for k, v in b.items() if k != 'seconds'}
 
 def test_stopped_run_keeps_its_weights(policy, tmp_path):
@@ -148,30 +148,30 @@ def test_stopped_run_keeps_its_weights(policy, tmp_path):
     def sours(images, prompts):
         calls.append(len(images))
         return images.mean((1, 2, 3)) if len(calls) < 4 else torch.ones(len(images))
-    with pytest.raises(RunStopped): train(tiny(**SMALL | dict(iterations=5)), policy, dict(r=sours), words(), tmp_path/'run')
+    with pytest.raises(RunStopped): train(tiny(**SMALL | dict(iterations=5)), dict(r=sours), words(), tmp_path/'run', policy=policy)
     assert (tmp_path/'run'/'metrics.jsonl').read_text().count('\n') >= 1 and any((tmp_path/'run'/'weights').iterdir())
 
 def test_later_ratios_differ_with_per_step(policy):
-    row, = train(tiny(**SMALL | dict(lr=1e-3)), policy, dict(r=left_of_right), words())
+    row, = train(tiny(**SMALL | dict(lr=1e-3)), dict(r=left_of_right), words(), policy=policy).metrics
     assert row['ratio_spread'][0] == 0. and row['ratio_spread'][1] > 0.
 
 def test_training_raises_an_easy_reward(policy):
     "Brightness is easy: a few iterations must raise it."
-    log = train(tiny(**SMALL | dict(iterations=6, lr=3e-4)), policy, dict(r=lambda images, prompts: -images.mean((1, 2, 3))), words())
+    log = train(tiny(**SMALL | dict(iterations=6, lr=3e-4)), dict(r=lambda images, prompts: -images.mean((1, 2, 3))), words(), policy=policy).metrics
     rewards = [row['reward/r'] for row in log]
     assert sum(rewards[-2:]) > sum(rewards[:2])
 
 @pytest.mark.parametrize('reward,why', [(lambda i, p: torch.ones(len(i)), 'same reward'), (lambda i, p: i.mean((1, 2, 3))/0, 'not finite'),
                                         (lambda i, p: i.mean(), 'must return')])
 def test_bad_rewards_stop(policy, tmp_path, reward, why):
-    with pytest.raises((InputError, RunStopped), match=why): train(tiny(**SMALL), policy, dict(r=reward), words(), tmp_path/'run')
+    with pytest.raises((InputError, RunStopped), match=why): train(tiny(**SMALL), dict(r=reward), words(), tmp_path/'run', policy=policy)
 
 def test_step_that_moves_nothing_stops(policy):
-    with pytest.raises(RunStopped, match='no parameter moved'): train(tiny(**SMALL | dict(lr=1e-30, weight_decay=0.)), policy, dict(r=left_of_right), words())
+    with pytest.raises(RunStopped, match='no parameter moved'): train(tiny(**SMALL | dict(lr=1e-30, weight_decay=0.)), dict(r=left_of_right), words(), policy=policy)
 
 def test_non_finite_weights_stop(policy):
     next(policy.pipe.transformer.parameters()).data.fill_(float('nan'))
-    with pytest.raises(RunStopped, match='not finite'): train(tiny(**SMALL), policy, dict(r=left_of_right), words())
+    with pytest.raises(RunStopped, match='not finite'): train(tiny(**SMALL), dict(r=left_of_right), words(), policy=policy)
 
 BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
        '--granularities x', '--steps 0,10', '--steps 3,3', '--group-size 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
@@ -236,7 +236,7 @@ def test_fetch_and_convert_say_what_is_missing(tmp_path, capsys, monkeypatch):
 
 def test_out_in_use_is_refused(policy, tmp_path):
     (tmp_path/'metrics.jsonl').write_text('')
-    with pytest.raises(InputError, match='already holds a run'): train(tiny(**SMALL), policy, dict(r=left_of_right), words(), tmp_path)
+    with pytest.raises(InputError, match='already holds a run'): train(tiny(**SMALL), dict(r=left_of_right), words(), tmp_path, policy=policy)
 
 def test_ctrl_c_keeps_what_it_has(tmp_path):
     out = tmp_path/'run'

@@ -16,9 +16,9 @@ from ..rewards.image_stats import colour_agreement, edge_density, saturation
 from ..rewards.load import load_rewards
 from ..rewards.ocr import exact_match, installed_readers, READER_PACKAGES
 from ..rewards.protocol import target_text
-from ..train.config import Config, open_policy
-from ..train.evaluate import code_version, EvalConfig, evaluate, Gain, generate, paired_gain
-from ..train.trainer import train
+from ..training.config import Config, open_policy
+from ..training.evaluate import code_version, EvalConfig, evaluate, Gain, generate, paired_gain
+from ..training.trainer import train
 
 # %% ../../nbs/cli/03_demo.ipynb #cell-05
 def demo_scorers() -> dict:
@@ -87,7 +87,7 @@ def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     print(f'Scoring the base model on {len(protocol.prompts)} held-out prompts × {len(seeds)} seeds.', flush=True)
     base, before = evaluate(policy, protocol, scorers), generate(policy, show, seeds[0], protocol.T)
     print(f'Training: {cfg.iterations} iterations; Ctrl-C ends it with what it has.', flush=True)
-    log = train(cfg, policy, load_rewards(cfg.rewards), sign_prompts('train'), out)
+    log = train(cfg, load_rewards(cfg.rewards), sign_prompts('train'), out, policy=policy).metrics
     print('Scoring the tuned model.', flush=True)
     tuned, after = evaluate(policy, protocol, scorers), generate(policy, show, seeds[0], protocol.T)
     gains = {name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}

@@ -139,7 +139,7 @@ def config(args):
     from dataclasses import replace
     from g2rpo.errors import one_of
     from g2rpo.core.rows import METHODS
-    from g2rpo.train.presets import PRESETS
+    from g2rpo.training.presets import PRESETS
     cfg = PRESETS[one_of('preset', getattr(args, 'preset', 'tiny'), PRESETS)]()
     name = getattr(args, 'method', None)
     method = METHODS[one_of('method', name, METHODS)] if name else cfg.method
@@ -171,7 +171,7 @@ def run_config(args):
     if changes and not args.resume: raise InputError(f'override={args.override[0]!r} only makes sense with --resume; type the flag itself.')
     typed = given(args, CONFIG_FLAGS) | given(args, METHOD_FLAGS) | given(args, ('method', 'psi'))
     if args.resume and file.exists() and not typed and args.preset == 'tiny':
-        from g2rpo.train.run_dir import config_from_dict
+        from g2rpo.training.run_dir import config_from_dict
         try: return replace(config_from_dict(json.loads(file.read_text())), **changes)
         except (json.JSONDecodeError, KeyError, TypeError) as error: raise InputError(f'{file} cannot be read ({error}); is it of another version?') from error
     return replace(config(args), **changes)

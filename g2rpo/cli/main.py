@@ -14,7 +14,7 @@ from ..errors import InputError, RunStopped
 # %% ../../nbs/cli/02_main.ipynb #cell-05
 def device_of(args, ddp_timeout: int = 1800) -> str:
     "This process's device: the CPU if asked for, else its own GPU where there is one. Processes meet here, and wait `patience` seconds for one another from now on."
-    from g2rpo.train.distributed import init_processes
+    from g2rpo.training.distributed import init_processes
     found = init_processes(ddp_timeout, args.device == 'cpu').device
     if args.device == 'cuda' and found.type != 'cuda': raise InputError('device=cuda, but torch sees no GPU; use cpu.')
     return str(found)
@@ -23,8 +23,8 @@ def make_panel(cfg, rewards: dict, at: str):
     "What `cfg` asks to be watched; None for nothing."
     if not cfg.panel: return None
     from g2rpo.models import tiny
-    from g2rpo.train.panel import Panel
-    from g2rpo.train.prompts import load_prompts
+    from g2rpo.training.panel import Panel
+    from g2rpo.training.prompts import load_prompts
     from g2rpo.rewards.load import load_rewards
     held = tiny.sign_prompts('test') if cfg.panel_prompts == 'tiny' else load_prompts(cfg.panel_prompts, cfg.panel)
     return Panel(held[:cfg.panel_size], rewards | load_rewards(cfg.panel, at), tuple(rewards), cfg.panel_every, stop=cfg.panel_stop)
@@ -32,23 +32,23 @@ def make_panel(cfg, rewards: dict, at: str):
 def train_command(args) -> None:
     "`g2rpo train`."
     cfg = run_config(args)
-    from g2rpo.train.config import open_policy
+    from g2rpo.training.config import open_policy
     from g2rpo.rewards.load import load_rewards
-    from g2rpo.train.prompts import load_prompts
-    from g2rpo.train.trainer import train
+    from g2rpo.training.prompts import load_prompts
+    from g2rpo.training.trainer import train
     at = device_of(args, cfg.ddp_timeout)
     sign_prompts, rewards = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, at)
-    log = train(cfg, open_policy(cfg, at), rewards, sign_prompts, args.out, resume=args.resume, override=overrides(args), panel=make_panel(cfg, rewards, at))
+    log = train(cfg, rewards, sign_prompts, args.out, policy=open_policy(cfg, at), resume=args.resume, override=overrides(args), panel=make_panel(cfg, rewards, at)).metrics
     print(f'{len(log)} iterations, {log[-1]["nfe"] if log else 0} forward equivalents. Weights, config and metrics are in {args.out}')
 
 def calibrate_command(args) -> None:
     "`g2rpo calibrate`."
     from pathlib import Path
-    from g2rpo.train.calibrate import Calibration, calibrate, save_calibration
+    from g2rpo.training.calibrate import Calibration, calibrate, save_calibration
     cfg, cal = config(args), Calibration(**given(args, CALIBRATION_FLAGS))
-    from g2rpo.train.config import open_policy
+    from g2rpo.training.config import open_policy
     from g2rpo.rewards.load import load_rewards
-    from g2rpo.train.prompts import load_prompts
+    from g2rpo.training.prompts import load_prompts
     if Path(args.out).exists(): raise InputError(f'out={args.out!r} exists; choose another file.')
     if len(cfg.rewards) != 1: raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
     sign_prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device_of(args)).values()
@@ -65,13 +65,13 @@ def evaluate_command(args) -> None:
     run = Path(args.run)
     for part in ('config.json', 'weights'):
         if not (run/part).exists(): raise InputError(f'run={args.run!r} has no {part}; pass the folder of a run that g2rpo train wrote.')
-    from g2rpo.train.evaluate import EvalConfig, evaluate, paired_gain
+    from g2rpo.training.evaluate import EvalConfig, evaluate, paired_gain
     from g2rpo.models.loading import load_policy
     from g2rpo.models.weights import load_weights
     from g2rpo.rewards.load import load_rewards
     from g2rpo.rewards.load import scorer_hashes
     from g2rpo.models.tiny import sign_prompts
-    from g2rpo.train.prompts import load_prompts
+    from g2rpo.training.prompts import load_prompts
     cfg = json.loads((run/'config.json').read_text())
     words = load_prompts(args.prompts, args.scorers) if args.prompts else sign_prompts('test')
     same = {k: cfg[k] for k in ('model', 'height', 'width', 'max_tokens', 'guidance_scale', 'shift', 'revision', 'dtype', 'encoder_dtype', 'offload', 'cache') if k in cfg} | {k: v for k in ('height', 'width') if (v := getattr(args, k))}
@@ -108,21 +108,21 @@ def doctor_command(args) -> int:
 
 def is_prompt_set(args) -> bool:
     "Whether what is asked for is a set of prompts, which has one place."
-    from g2rpo.train.prompts import PROMPT_SETS
+    from g2rpo.training.prompts import PROMPT_SETS
     if args.asset in PROMPT_SETS and args.out: raise InputError(f'out={args.out!r}: prompts are kept where they are found by name; leave it, or set G2RPO_ASSETS.')
     return args.asset in PROMPT_SETS
 
 def fetch_command(args) -> None:
     "`g2rpo fetch`."
     from g2rpo.rewards.checkpoints import fetch_asset
-    from g2rpo.train.prompts import fetch_prompts
+    from g2rpo.training.prompts import fetch_prompts
     print(f'{args.asset} is in {fetch_prompts(args.asset) if is_prompt_set(args) else fetch_asset(args.asset, args.out)}')
 
 def convert_command(args) -> None:
     "`g2rpo convert`."
     from pathlib import Path
     from g2rpo.rewards.checkpoints import convert_asset
-    from g2rpo.train.prompts import store_prompts
+    from g2rpo.training.prompts import store_prompts
     if is_prompt_set(args): print(f'{args.asset} is in {store_prompts(args.asset, [Path(file) for file in args.files])}')
     elif len(args.files) > 1: raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, or the one with its weights.')
     else: print(f'{args.asset} is in {convert_asset(args.asset, args.files[0], args.out)}')

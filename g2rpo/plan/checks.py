@@ -21,8 +21,8 @@ from .blueprint import local_folder, pipeline_class
 from .memory import GIB
 from ..rewards.checkpoints import ASSETS, find_asset, SCORER_ASSETS
 from ..rewards.ocr import INSTALL_HINTS, OCR_EXTRA, READER_PACKAGES
-from ..train.config import Config
-from ..train.prompts import load_prompts
+from ..training.config import Config
+from ..training.prompts import load_prompts
 
 # %% ../../nbs/plan/05_checks.ipynb #cell-04
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..core.schedule import shift_grid
 from ..core.velocity import Ledger
 from ..models.policy import Condition
 from .trace import weightless_policy
-from ..train.config import Config
+from ..training.config import Config
 
 # %% ../../nbs/plan/03_cost.ipynb #cell-04
 class CountingPolicy:

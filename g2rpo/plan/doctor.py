@@ -21,10 +21,10 @@ from .checks import check_assets, check_devices, check_model, check_packages, ch
 from .cost import nfe_per_iteration
 from .memory import estimate_memory, GIB, model_facts
 from ..rewards.load import load_rewards
-from ..train.config import Config, open_policy
-from ..train.prompts import draw_prompts, load_prompts
-from ..train.run_dir import required_bytes
-from ..train.trainer import train
+from ..training.config import Config, open_policy
+from ..training.prompts import draw_prompts, load_prompts
+from ..training.run_dir import required_bytes
+from ..training.trainer import train
 
 # %% ../../nbs/plan/06_doctor.ipynb #cell-05
 ASSUMED_TFLOPS = 400   # assumed, of an H200, where nothing could be timed
@@ -98,7 +98,7 @@ def run_step(cfg: Config, device: torch.device) -> dict:
     "Metrics of one iteration."
     policy, rewards, prompts = open_policy(cfg, str(device)), load_rewards(cfg.rewards, str(device)), load_prompts(cfg.prompts, cfg.rewards)
     policy.encode(draw_prompts(prompts, 1, cfg.seed, 0))
-    rows = train(cfg, policy, rewards, prompts)
+    rows = train(cfg, rewards, prompts, policy=policy).metrics
     if not rows: raise KeyboardInterrupt
     return rows[0]
 

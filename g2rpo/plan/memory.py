@@ -18,7 +18,7 @@ from ..models.weights import quiet_loading
 from .blueprint import find_blueprint
 from .trace import peak_bytes, sample_tokens, tensor_bytes, weightless_from
 from ..rewards.checkpoints import ASSETS, SCORER_ASSETS
-from ..train.config import Config
+from ..training.config import Config
 
 # %% ../../nbs/plan/04_memory.ipynb #cell-05
 GIB = 2**30

@@ -19,7 +19,7 @@ from ..models.loading import DTYPES
 from ..models.policy import Policy
 from ..models.weights import make_trainable, quiet_loading
 from .blueprint import Blueprint, find_blueprint
-from ..train.config import Config
+from ..training.config import Config
 
 # %% ../../nbs/plan/02_trace.ipynb #cell-05
 def weightless_from(plan: Blueprint, cfg: Config, mode) -> Policy:

@@ -14,13 +14,13 @@ from ..errors import InputError
 from .checkpoints import read_manifest, SCORER_ASSETS
 from .geneval import load_geneval
 from .image_reward import Aesthetic, ImageReward
-from .image_stats import colour_agreement
+from .image_stats import colour_agreement, edge_density, saturation
 from .ocr import DdddReader, PaddlePage, PaddleReader, PageReader
 from .preference import load_clip_score, load_hps21, PickScore
 from .server import load_unified_reward, UnifiedReward
 
 # %% ../../nbs/rewards/10_load.ipynb #cell-05
-READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, ocr=PageReader, paddleocr=PaddlePage, colour=lambda: colour_agreement)
+READERS = dict(ppocr6=lambda: PaddleReader('ppocr6'), ppocr4=lambda: PaddleReader('ppocr4'), ddddocr=DdddReader, ocr=PageReader, paddleocr=PaddlePage, colour=lambda: colour_agreement, saturation=lambda: saturation, edge_density=lambda: edge_density)
 
 SCORERS = ('hps21', 'clip', 'clip384', 'pickscore', 'imagereward', 'aesthetic', 'unified_reward', 'geneval')   # of g2rpo.scorer and g2rpo.server
 
@@ -30,8 +30,7 @@ def load_rewards(names, device='cpu') -> dict:
     for name in names:
         if name in READERS: out[name] = READERS[name]()
         elif name in SCORERS:
-            from g2rpo.rewards import preference as scorer
-            out[name] = scorer.SCORER_LOADERS[name](device=device)
+            out[name] = SCORER_LOADERS[name](device=device)
         elif ':' not in name: raise InputError(f'reward={name!r} is not one of {", ".join((*READERS, *SCORERS))}, nor module:function.')
         else:
             module, function = name.split(':', 1)

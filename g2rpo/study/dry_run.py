@@ -20,7 +20,7 @@ from .job import RunSpec
 from .launch import Study
 from .records import Records
 from .setting import ExperimentConfig
-from ..train.run_dir import flatten_dict
+from ..training.run_dir import flatten_dict
 
 # %% ../../nbs/study/12_dry_run.ipynb #cell-04
 def model_size(job: RunSpec) -> tuple[int, int, int]:

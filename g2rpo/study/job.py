@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
 from ..plan.cost import iterations_within_nfe, training_grid
-from ..train.config import Config
-from ..train.evaluate import EvalConfig
-from ..train.run_dir import config_from_dict
+from ..training.config import Config
+from ..training.evaluate import EvalConfig
+from ..training.run_dir import config_from_dict
 
 # %% ../../nbs/study/01_job.ipynb #cell-04
 def non_defaults(value):

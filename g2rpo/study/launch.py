@@ -20,7 +20,7 @@ from .records import add_records, read_records
 from .run_job import run_job, search_rate
 from .slurm import run_slurm
 from .workers import error_line, live_text, progress_text, run_pool, single_threaded, write_specs
-from ..train.distributed import init_processes
+from ..training.distributed import init_processes
 
 # %% ../../nbs/study/07_launch.ipynb #cell-05
 @dataclass(frozen=True)

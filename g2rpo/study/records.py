@@ -86,5 +86,5 @@ def judge_claims(records: Records, claims: list[Claim], places: Iterable[str], s
             if any(name not in records.rows for name in (claim.a, claim.b)): continue
             for scorer in scorers:
                 d = records.difference(claim.a, claim.b, place, scorer)
-                out.append(dict(claim=claim.text, a=claim.a, b=claim.b, at=place, scorer=scorer, seeds=min(len(records.rows[n]) for n in (claim.a, claim.b)), **asdict(d), verdict=d.verdict()))
+                out.append(dict(claim=claim.text, a=claim.a, b=claim.b, at=place, scorer=scorer, seeds=min(len(records.rows[n]) for n in (claim.a, claim.b)), **asdict(d), verdict=d.verdict))
     return out

@@ -20,9 +20,9 @@ from ..plan.cost import training_grid
 from ..rewards.load import scorer_hashes
 from .job import RunSpec
 from .training import load_snapshot, snapshot_file, train_to, training_lock
-from ..train.config import open_policy
-from ..train.distributed import init_processes
-from ..train.evaluate import code_version, EvalConfig, evaluate
+from ..training.config import open_policy
+from ..training.distributed import init_processes
+from ..training.evaluate import code_version, EvalConfig, evaluate
 
 # %% ../../nbs/study/03_run_job.ipynb #cell-06
 def evaluate_on_all_ranks(policy, protocol: EvalConfig, scorers: dict, batch_size: int) -> dict[str, Tensor]:

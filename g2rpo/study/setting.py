@@ -15,10 +15,10 @@ from ..core.rows import METHODS
 from ..errors import at_least, InputError, one_of
 from ..models.tiny import sign_prompts
 from .job import repo_root, RunSpec
-from ..train.config import Config
-from ..train.evaluate import EvalConfig
-from ..train.presets import PRESETS, tiny
-from ..train.prompts import load_prompts
+from ..training.config import Config
+from ..training.evaluate import EvalConfig
+from ..training.presets import PRESETS, tiny
+from ..training.prompts import load_prompts
 
 # %% ../../nbs/study/09_setting.ipynb #cell-05
 TABLE_ROWS = ('flow_grpo', 'dance_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_grpo', 'dense_constant', 'dense_value', 'stepwise_grpo')   # rows of the papers' tables and ablations

@@ -14,11 +14,11 @@ import torch
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from ..train import checkpoint
-from ..train.checkpoint import full_tensor
-from ..train.config import Config, open_policy
-from ..train.distributed import init_processes
-from ..train.trainer import train
+from ..training import checkpoint
+from ..training.checkpoint import full_tensor
+from ..training.config import Config, open_policy
+from ..training.distributed import init_processes
+from ..training.trainer import train
 
 # %% ../../nbs/study/02_training.ipynb #cell-04
 @contextmanager
@@ -49,7 +49,7 @@ def train_to(cfg: Config, ends: list[int], home: Path, device: str = 'cpu') -> l
     missing, state = [n for n in sorted(ends) if n and not snapshot_file(home, n).exists()], init_processes()
     log = home/'metrics.jsonl'
     if missing:
-        from g2rpo.train.prompts import load_prompts
+        from g2rpo.training.prompts import load_prompts
         from g2rpo.rewards.load import load_rewards
         old = next((n for n in reversed(checkpoint.saved_iterations(home/'checkpoints')) if n < missing[0] and not checkpoint.find_damage(home/'checkpoints'/checkpoint.checkpoint_name(n))), None)
         state.wait_for_everyone()
@@ -61,7 +61,7 @@ def train_to(cfg: Config, ends: list[int], home: Path, device: str = 'cpu') -> l
         def watch(row):
             if row['iteration'] + 1 in missing: save_snapshot(policy, snapshot_file(home, row['iteration'] + 1))
         cfg = replace(cfg, iterations=last, save_every=min(cfg.save_every, max(1, last//10)))
-        rows = train(cfg, policy, load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), home, watch, resume=old, override=('iterations', 'save_every'))
+        rows = train(cfg, load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), home, policy=policy, on_iteration=watch, resume=old, override=('iterations', 'save_every')).metrics
         if len(rows) < last: raise KeyboardInterrupt
         if cfg.method.ema: save_snapshot(policy, snapshot_file(home, last))       # averaged, as a run ends
     state.wait_for_everyone()
