@@ -15,17 +15,30 @@ class RunStopped(RuntimeError):
 class NothingToLearn(RunStopped):
     "Rewards that do not differ within any group."
 
-def one_of(name: str, value, choices):
+def one_of(
+    name: str,  # what the value is called where it was typed
+    value,      # the value
+    choices,    # what it may be
+):              # the value
     "`value` if it is among `choices`, otherwise an `InputError` that lists them."
     if value not in choices: raise InputError(f'{name}={value!r} is not one of {", ".join(map(str, choices))}.')
     return value
 
-def at_least(name: str, value, low, why: str = ''):
+def at_least(
+    name: str,      # what the value is called where it was typed
+    value,          # a number
+    low,            # the least it may be
+    why: str = '',  # the reason, for the message
+):                  # the value
     "`value` if it is `low` or more, otherwise an `InputError`."
     if not value >= low: raise InputError(f'{name}={value!r} must be at least {low}{why and ": " + why}.')
     return value
 
-def above(name: str, value, low):
+def above(
+    name: str,  # what the value is called where it was typed
+    value,      # a number
+    low,        # what it must exceed
+):              # the value
     "`value` if it is more than `low`, otherwise an `InputError`."
     if not value > low: raise InputError(f'{name}={value!r} must be greater than {low}.')
     return value
