@@ -27,9 +27,11 @@ def main(n: int):
     naive, naive_images, a, slow = timed(naive_rollout, policy, words, 1)
     fast, fast_images, b, quick = timed(rollout, policy, words, 64, batch_size=64)
     print(f'prompts {n}, threads {torch.get_num_threads()}')
-    for name, ledger, seconds in (('naive, batch 1', a, slow), ('engine', b, quick)): print(f'{name:15} {ledger.forwards:6} forwards {seconds:7.1f} s')
+    for name, ledger, seconds in (('naive, batch 1', a, slow), ('engine', b, quick)):
+        print(f'{name:15} {ledger.forwards:6} forwards {seconds:7.1f} s')
     print(f'{"ratio":15} {a.forwards/b.forwards:6.2f}          {slow/quick:7.1f}')
     apart = max((naive.x0[lam] - fast.x0[lam]).abs().max().item() for lam in naive.x0)
     print(f'largest difference: latents {apart:.1e}, images {(naive_images - fast_images).abs().max():.1e}')
 
-if __name__ == '__main__': main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)
+if __name__ == '__main__':
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4)

@@ -10,7 +10,8 @@ __all__ = ['__version__', *FACE]
 
 def __getattr__(name: str):
     "A name of `FACE`, from its module."
-    if name not in FACE: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in FACE:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
     module = import_module(f'{__name__}.{FACE[name]}')
     found = getattr(module, name, None) or import_module(f'{module.__name__}.{name}')

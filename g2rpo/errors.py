@@ -21,7 +21,8 @@ def one_of(
     choices,    # what it may be
 ):              # the value
     "`value` if it is among `choices`, otherwise an `InputError` that lists them."
-    if value not in choices: raise InputError(f'{name}={value!r} is not one of {", ".join(map(str, choices))}.')
+    if value not in choices:
+        raise InputError(f'{name}={value!r} is not one of {", ".join(map(str, choices))}.')
     return value
 
 def at_least(
@@ -31,7 +32,8 @@ def at_least(
     why: str = '',  # the reason, for the message
 ):                  # the value
     "`value` if it is `low` or more, otherwise an `InputError`."
-    if not value >= low: raise InputError(f'{name}={value!r} must be at least {low}{why and ": " + why}.')
+    if not value >= low:
+        raise InputError(f'{name}={value!r} must be at least {low}{why and ": " + why}.')
     return value
 
 def above(
@@ -40,5 +42,6 @@ def above(
     low,        # what it must exceed
 ):              # the value
     "`value` if it is more than `low`, otherwise an `InputError`."
-    if not value > low: raise InputError(f'{name}={value!r} must be greater than {low}.')
+    if not value > low:
+        raise InputError(f'{name}={value!r} must be greater than {low}.')
     return value

@@ -36,8 +36,10 @@ def read_json(
     fix: str = 'is it whole?',      # what to do if it cannot be read
 ):                                  # what the file holds
     "Read a JSON file, or refuse it in one line."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise InputError(f'{path} does not exist; {fix}') from None
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise InputError(f'{path} does not exist; {fix}') from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f'{path} cannot be read ({str(error).splitlines()[0]}); {fix}') from error
 
@@ -46,7 +48,9 @@ def read_jsonl(
     fix: str = 'is it whole?',      # what to do if it cannot be read
 ) -> list:                          # its values, in order
     "Read a file of JSON lines, or refuse it in one line."
-    try: return [json.loads(line) for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
-    except FileNotFoundError: raise InputError(f'{path} does not exist; {fix}') from None
+    try:
+        return [json.loads(line) for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f'{path} does not exist; {fix}') from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f'{path} cannot be read ({str(error).splitlines()[0]}); {fix}') from error

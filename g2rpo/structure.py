@@ -31,9 +31,12 @@ def imported_by(
     known: set[str],       # all modules of the package
 ) -> set[str]:             # those that it imports
     "Modules of the package that an import statement takes from."
-    if node.level: base = [*module.split('.')[:-node.level], *(node.module or '').split('.')]
-    elif (node.module or '').split('.')[0] == 'g2rpo': base = node.module.split('.')[1:]
-    else: return set()
+    if node.level:
+        base = [*module.split('.')[:-node.level], *(node.module or '').split('.')]
+    elif (node.module or '').split('.')[0] == 'g2rpo':
+        base = node.module.split('.')[1:]
+    else:
+        return set()
     base = '.'.join(part for part in base if part)
     names = {f'{base}.{alias.name}'.strip('.') for alias in node.names}
     return (names | {base}) & known
@@ -70,11 +73,14 @@ def circle(
     "A circle of imports."
     done, path = set(), []
     def visit(module):
-        if module in path: return path[path.index(module):]
-        if module in done: return []
+        if module in path:
+            return path[path.index(module):]
+        if module in done:
+            return []
         path.append(module)
         for target in sorted(found.get(module, ())):
-            if round := visit(target): return round
+            if round := visit(target):
+                return round
         done.add(path.pop())
         return []
     return next((round for module in found if (round := visit(module))), [])

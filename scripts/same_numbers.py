@@ -46,7 +46,8 @@ def fingerprints() -> dict:
         policy = open_policy(cfg)
         metrics, = train(cfg, policy, dict(r=left_of_right), prompts)
         digest = hashlib.sha256()
-        for p in policy.pipe.transformer.parameters(): digest.update(p.detach().numpy().tobytes())
+        for p in policy.pipe.transformer.parameters():
+            digest.update(p.detach().numpy().tobytes())
         kept = {NAMES.get(k, k): v for k, v in metrics.items() if k != 'seconds'}
         out[name] = dict(metrics=kept, parameters=digest.hexdigest())
     return out
@@ -56,8 +57,10 @@ def compare(commit: str) -> int:
     with tempfile.TemporaryDirectory() as tmp:
         before = Path(tmp)/'before'
         subprocess.run(['git', '-C', ROOT, 'worktree', 'add', '--detach', before, commit], check=True, capture_output=True)
-        try: old, new = (ask(tree) for tree in (before, ROOT))
-        finally: subprocess.run(['git', '-C', ROOT, 'worktree', 'remove', '--force', before], check=True)
+        try:
+            old, new = (ask(tree) for tree in (before, ROOT))
+        finally:
+            subprocess.run(['git', '-C', ROOT, 'worktree', 'remove', '--force', before], check=True)
     different = 0
     for name in new:
         shared = {k for k in old[name]['metrics'] if k in new[name]['metrics']}
@@ -67,17 +70,22 @@ def compare(commit: str) -> int:
         print(f'{name:16} {len(shared):3} metrics, parameters {new[name]["parameters"][:12]}  '
               + ('equal to the last bit' if same else f'DIFFERENT: {", ".join(off) or "parameters"}'))
     gone = {k for name in new for k in old[name]['metrics'].keys() - new[name]['metrics'].keys()}
-    if gone: print('metrics that are no longer there:', ', '.join(sorted(gone)))
+    if gone:
+        print('metrics that are no longer there:', ', '.join(sorted(gone)))
     return 1 if different or gone else 0
 
 def ask(tree: Path) -> dict:
     "The fingerprints of the package in `tree`."
     env = os.environ | dict(PYTHONPATH=str(tree), TQDM_DISABLE='1', OMP_NUM_THREADS='2')
     done = subprocess.run([sys.executable, __file__, '--fingerprints'], cwd=tree, env=env, capture_output=True, text=True)
-    if done.returncode: sys.exit(done.stderr)
+    if done.returncode:
+        sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 if __name__ == '__main__':
-    if sys.argv[1:] == ['--fingerprints']: print(json.dumps(fingerprints()))
-    elif len(sys.argv) == 2: sys.exit(compare(sys.argv[1]))
-    else: sys.exit(__doc__)
+    if sys.argv[1:] == ['--fingerprints']:
+        print(json.dumps(fingerprints()))
+    elif len(sys.argv) == 2:
+        sys.exit(compare(sys.argv[1]))
+    else:
+        sys.exit(__doc__)

@@ -37,7 +37,8 @@ def test_the_batch_script_queues_again_what_is_not_finished(here):
     tools.mkdir()
     for name, text in (('srun', 'shift; SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 "$@" & child=$!\nif [ ! -e requeued ]; then until [ -s run/metrics.jsonl ]; do sleep .1; done; pkill -TERM -P $child || kill -TERM $child; fi\nwait $child'),
                        ('scontrol', 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi')):
-        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
+        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tools/name).chmod(0o755)
     env = ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'SLURM_JOB_NODELIST': 'localhost', 'SLURM_JOB_ID': '7', 'MASTER_PORT': '29517', 'ACCELERATE_USE_CPU': 'true'}
     job = lambda: subprocess.run(['bash', str(ROOT/'scripts'/'train.sbatch'), *RUN, '--iterations', '40', '--out', 'run'], cwd=here, env=env, capture_output=True, text=True, timeout=280)
     first = job()
@@ -52,7 +53,8 @@ def test_a_bad_job_is_not_queued_again(here):
     tools = here/'bin'
     tools.mkdir()
     for name, text in (('srun', 'exit 2'), ('scontrol', '[ "$1" = show ] && echo localhost || touch requeued')):
-        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
+        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tools/name).chmod(0o755)
     done = subprocess.run(['bash', str(ROOT/'scripts'/'train.sbatch'), '--out', 'run'], cwd=here, env=ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'SLURM_JOB_NODELIST': 'x', 'SLURM_JOB_ID': '7'}, capture_output=True, text=True)
     assert done.returncode == 2 and not (here/'requeued').exists()
 
@@ -70,8 +72,11 @@ def test_a_study_is_a_job_array(here, monkeypatch):
         squeue=f'[ -e {here}/over ] || echo RUNNING',
         scontrol=f'if [ "$1" = show ]; then echo localhost; else echo "$@" >> {here}/requeued; touch {here}/again; fi',
         srun=f'shift; SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 "$@" & child=$!\nif [ ! -e {here}/requeued ]; then until [ -s {here}/runs/trained/*/metrics.jsonl ]; do sleep .1; done; kill -TERM $child; fi\nwait $child')
-    for name, text in texts.items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
-    for key, value in (ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'MASTER_PORT': '29519', 'ACCELERATE_USE_CPU': 'true'}).items(): monkeypatch.setenv(key, value)
+    for name, text in texts.items():
+        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tools/name).chmod(0o755)
+    for key, value in (ENV | {'PATH': f'{tools}:{ENV["PATH"]}', 'MASTER_PORT': '29519', 'ACCELERATE_USE_CPU': 'true'}).items():
+        monkeypatch.setenv(key, value)
     judge = EvalConfig(('a sign', 'a red sign'), T=4, scorers=('saturation',))
     jobs = [RunSpec(name, tiny(T=6, group_size=4, prompts_per_iteration=2, rewards=('saturation',), method=METHODS[name]), judge, 0, 4) for name in ('g2rpo', 'mix_grpo')]
     first = Study(here/'runs', 'slurm', seconds=.5).results(jobs)
@@ -87,6 +92,10 @@ def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypat
     from g2rpo.study.job import RunSpec
     tools = here/'bin'
     tools.mkdir()
-    for name, text in dict(sbatch='echo 9', squeue='if [ -e asked ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; else touch asked; echo "Unable to contact slurm controller" >&2; fi; exit 1').items(): (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n'); (tools/name).chmod(0o755)
-    monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}'); monkeypatch.chdir(here)
-    with pytest.raises(RunStopped, match='1 runs have no result'): Study(here/'runs', 'slurm', seconds=.1).results([RunSpec('g2rpo', tiny(), EvalConfig(('x',)), 0, 2)])
+    for name, text in dict(sbatch='echo 9', squeue='if [ -e asked ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; else touch asked; echo "Unable to contact slurm controller" >&2; fi; exit 1').items():
+        (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tools/name).chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}:{ENV["PATH"]}')
+    monkeypatch.chdir(here)
+    with pytest.raises(RunStopped, match='1 runs have no result'):
+        Study(here/'runs', 'slurm', seconds=.1).results([RunSpec('g2rpo', tiny(), EvalConfig(('x',)), 0, 2)])

@@ -53,7 +53,8 @@ def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
     folder = tmp_path/'flux'
     random_pipeline('flux').save_pretrained(folder)
-    for file in (folder/'vae').glob('*.safetensors'): file.unlink()
+    for file in (folder/'vae').glob('*.safetensors'):
+        file.unlink()
     assert main(['doctor', '--model', str(folder), '--rewards', 'pickscore', '--prompts', 'hpdv2_test']) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('FAIL')]
     assert len(failed) == 3 and 'lacks whole weights of vae' in failed[0] and 'g2rpo fetch pickscore' in failed[1] and 'g2rpo fetch hpdv2_test' in failed[2]
@@ -64,9 +65,12 @@ def test_weights_that_are_not_whole(damage, tmp_path):
     random_pipeline('flux').save_pretrained(tmp_path)
     assert missing_parts(tmp_path) == []
     file = tmp_path/'transformer'/'diffusion_pytorch_model.safetensors'
-    if damage == 'pointer': file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
-    if damage == 'cut': file.write_bytes(file.read_bytes()[:-100])
-    if damage == 'variant': file.rename(file.with_name('diffusion_pytorch_model.fp16.safetensors'))
+    if damage == 'pointer':
+        file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+    if damage == 'cut':
+        file.write_bytes(file.read_bytes()[:-100])
+    if damage == 'variant':
+        file.rename(file.with_name('diffusion_pytorch_model.fp16.safetensors'))
     assert missing_parts(tmp_path) == ['transformer']
 
 @pytest.mark.parametrize('text', ['{}', 'no', '[]'])
@@ -119,5 +123,7 @@ def test_what_is_fetched_is_what_the_hub_publishes(honest, tmp_path, monkeypatch
     monkeypatch.setattr('huggingface_hub.HfApi', lambda: Answer(repo_info=lambda *a, **k: Answer(sha='c0ffee', siblings=[Answer(rfilename=file.name, lfs=Answer(sha256=sha)), Answer(rfilename='README.md', lfs=None)])))
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: str(file.parent))
     assert main(['fetch', 'aesthetic']) == (0 if honest else 2)
-    if honest: assert json.loads((tmp_path/'assets'/'aesthetic'/'manifest.json').read_text())['revision'] == 'c0ffee'
-    else: assert 'is not what camenduru/improved-aesthetic-predictor publishes' in capsys.readouterr().err and not (tmp_path/'assets'/'aesthetic').exists()
+    if honest:
+        assert json.loads((tmp_path/'assets'/'aesthetic'/'manifest.json').read_text())['revision'] == 'c0ffee'
+    else:
+        assert 'is not what camenduru/improved-aesthetic-predictor publishes' in capsys.readouterr().err and not (tmp_path/'assets'/'aesthetic').exists()

@@ -43,8 +43,10 @@ def test_whole_way(folder, tmp_path, name, rank):
     stock = DiffusionPipeline.from_pretrained(folder)
     base = generate(load_policy(str(folder), 24, 48, 48, guidance_scale=2., shift=None), WORDS[:2], 0, 4)
     assert (base - tuned).abs().max() > 1e-3
-    if rank: stock.load_lora_weights(tmp_path/'run'/'weights')
-    else: stock.transformer = type(stock.transformer).from_pretrained(tmp_path/'run'/'weights')
+    if rank:
+        stock.load_lora_weights(tmp_path/'run'/'weights')
+    else:
+        stock.transformer = type(stock.transformer).from_pretrained(tmp_path/'run'/'weights')
     theirs = generate(type(policy)(stock, 24, 48, max_tokens=48, guidance_scale=2., shift=None), WORDS[:2], 0, 4)
     torch.testing.assert_close(theirs, tuned, rtol=0, atol=1e-4)
     assert json.loads((tmp_path/'run'/'config.json').read_text())['model'] == str(folder)

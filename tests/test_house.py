@@ -17,13 +17,16 @@ def shown(path): return path.relative_to(ROOT).as_posix()
 def code_cells(chapter):
     "(number, source) of the code cells of a notebook."
     for n, cell in enumerate(json.loads(chapter.read_text())['cells']):
-        if cell['cell_type'] == 'code': yield n, ''.join(cell['source'])
+        if cell['cell_type'] == 'code':
+            yield n, ''.join(cell['source'])
 
 def definitions(file):
     "Functions and classes at the top of a module, and the methods of those classes."
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): yield node
-        if isinstance(node, ast.ClassDef): yield from (n for n in node.body if isinstance(n, ast.FunctionDef))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node
+        if isinstance(node, ast.ClassDef):
+            yield from (n for n in node.body if isinstance(n, ast.FunctionDef))
 
 def test_one_direction(): assert upward(arrows()) == [] and circle(arrows()) == []
 
@@ -59,9 +62,12 @@ def test_no_cell_is_too_long():
         for n, source in code_cells(chapter):
             lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith('#')]
             exports = source.startswith('#| export')
-            if len(lines) <= CELL or 'parameters' in source[:200] and 'preset:' in source: continue
-            if exports and (is_one_class(source) or len(ast.parse(source).body) == 1): continue
-            if exports and sum(body_lines(d) for d in ast.parse(source).body) <= CELL*2: continue
+            if len(lines) <= CELL or 'parameters' in source[:200] and 'preset:' in source:
+                continue
+            if exports and (is_one_class(source) or len(ast.parse(source).body) == 1):
+                continue
+            if exports and sum(body_lines(d) for d in ast.parse(source).body) <= CELL*2:
+                continue
             long.append((shown(chapter), n, len(lines)))
     assert long == []
 
@@ -73,9 +79,11 @@ def test_every_name_once():
     for file in MODULES:
         for node in ast.parse(file.read_text()).body:
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
-            if isinstance(node, ast.Assign): names = [t.id for t in ast.walk(ast.Tuple(node.targets)) if isinstance(t, ast.Name)]
+            if isinstance(node, ast.Assign):
+                names = [t.id for t in ast.walk(ast.Tuple(node.targets)) if isinstance(t, ast.Name)]
             for name in names:
-                if name != '__all__': where.setdefault(name, []).append(shown(file))
+                if name != '__all__':
+                    where.setdefault(name, []).append(shown(file))
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
 
 def commented(file, node):
@@ -94,10 +102,14 @@ def test_every_parameter_says_what_it_is(file):
     "Public functions and methods have a comment at each parameter, dataclasses one at each field, and all a docstring."
     lines, bare = file.read_text().splitlines(), []
     for node in definitions(file):
-        if node.name.startswith('_'): continue
-        if not ast.get_docstring(node): bare.append(f'{node.name} has no docstring')
-        if isinstance(node, ast.FunctionDef): bare += [f'{node.name}({name})' for name in commented(file, node)]
-        else: bare += [f'{node.name}.{n.target.id}' for n in fields_of(node) if '#' not in lines[n.end_lineno - 1]]
+        if node.name.startswith('_'):
+            continue
+        if not ast.get_docstring(node):
+            bare.append(f'{node.name} has no docstring')
+        if isinstance(node, ast.FunctionDef):
+            bare += [f'{node.name}({name})' for name in commented(file, node)]
+        else:
+            bare += [f'{node.name}.{n.target.id}' for n in fields_of(node) if '#' not in lines[n.end_lineno - 1]]
     assert bare == []
 
 def test_no_row_is_named_in_a_branch():

@@ -26,14 +26,17 @@ def execute(path, out, parameters):
 @pytest.mark.parametrize('path', sorted(p for p in NBS.glob('*.ipynb') if p.stem not in (*experiment_names(), 'figures')), ids=lambda p: p.stem)
 def test_notebook(path, tmp_path):
     parameters = SHORT.get(path.stem, {})
-    if path.stem == 'pretrain_tiny': parameters['out'] = str(tmp_path/'tiny_flux')
+    if path.stem == 'pretrain_tiny':
+        parameters['out'] = str(tmp_path/'tiny_flux')
     execute(path, tmp_path, parameters)
 
 def test_figures_are_the_same_bytes_again(tmp_path):
-    for out in ('a', 'b'): execute(NBS/'figures.ipynb', tmp_path, dict(out=str(tmp_path/out)))
+    for out in ('a', 'b'):
+        execute(NBS/'figures.ipynb', tmp_path, dict(out=str(tmp_path/out)))
     made = sorted(f.name for f in (tmp_path/'a').iterdir())
     assert made == sorted(f'{name}.{kind}' for name in ('before_after', 'groups', 'hacking', 'learning', 'spread_by_step', 'tree') for kind in ('png', 'pdf'))
-    for name in made: assert (tmp_path/'a'/name).read_bytes() == (tmp_path/'b'/name).read_bytes(), name
+    for name in made:
+        assert (tmp_path/'a'/name).read_bytes() == (tmp_path/'b'/name).read_bytes(), name
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
@@ -59,7 +62,8 @@ def test_reproduction_in_small(name, smoke, tmp_path):
 def test_what_is_committed_follows_from_the_committed_runs(name, tmp_path):
     "To the last byte."
     import shutil
-    for file in RESULTS.glob('runs_tiny*.jsonl'): shutil.copy(file, tmp_path)
+    for file in RESULTS.glob('runs_tiny*.jsonl'):
+        shutil.copy(file, tmp_path)
     execute(NBS/f'{name}.ipynb', tmp_path, dict(launcher='none', results=str(tmp_path)))
     assert (tmp_path/f'{name}_tiny.json').read_text() == (RESULTS/f'{name}_tiny.json').read_text()
 
@@ -70,7 +74,8 @@ def test_a_wrong_parameter_is_refused(said, word, capsys, tmp_path):
     assert word in capsys.readouterr().err
 
 def test_papermill_itself_refuses_a_misspelt_parameter(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError, match='did you mean seeds'): execute(NBS/'main_table.ipynb', tmp_path, dict(seed=2))
+    with pytest.raises(papermill.PapermillExecutionError, match='did you mean seeds'):
+        execute(NBS/'main_table.ipynb', tmp_path, dict(seed=2))
 
 def test_repro_says_whether_the_claims_held(smoke, tmp_path, capsys):
     "The runs are there already; two seeds of seconds prove nothing, so the exit code is 3."
@@ -98,7 +103,8 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(smoke, tmp_path):
     for _ in range(3):
         one = run(killed)
         time.sleep(draw.uniform(8, 25))
-        if one.poll() is None: kill(one.pid)
+        if one.poll() is None:
+            kill(one.pid)
         one.wait()
     assert run(killed).wait(timeout=500) == 0
     whole = tmp_path/'whole'
@@ -134,7 +140,8 @@ def kill(pid):
     "SIGKILL to papermill and the kernel; the workers, which hear nothing, end by themselves."
     kernels = children(pid)
     workers = [worker for kernel in kernels for worker in children(kernel)]
-    for each in (pid, *kernels): os.kill(each, signal.SIGKILL)
+    for each in (pid, *kernels):
+        os.kill(each, signal.SIGKILL)
     gone(workers)
 
 def children(pid):
@@ -147,10 +154,13 @@ def gone(workers):
         time.sleep(.2)
 
 def alive(pid):
-    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
-    except (FileNotFoundError, ProcessLookupError): return False
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 def without_time(value):
     "What was measured, without how long it took."
-    if isinstance(value, dict): return {k: without_time(v) for k, v in value.items() if k != 'seconds'}
+    if isinstance(value, dict):
+        return {k: without_time(v) for k, v in value.items() if k != 'seconds'}
     return [without_time(v) for v in value] if isinstance(value, list) else value

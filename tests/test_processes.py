@@ -44,19 +44,24 @@ def launch(world, *args, **options):
     return subprocess.Popen([*command, *map(str, args)], env=ENV, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 def finished(run, seconds=300):
-    try: said = run.communicate(timeout=seconds)[0]
-    finally: end(run)
+    try:
+        said = run.communicate(timeout=seconds)[0]
+    finally:
+        end(run)
     assert run.returncode == 0, said
     return said
 
 def end(run):
     "Kill the launcher and its workers, which are in sessions of their own."
-    if run.poll() is not None: return
+    if run.poll() is not None:
+        return
     workers = subprocess.run(['pgrep', '-P', str(run.pid)], capture_output=True, text=True).stdout.split()
     os.killpg(run.pid, signal.SIGKILL)
     for pid in workers:
-        try: os.kill(int(pid), signal.SIGKILL)
-        except ProcessLookupError: pass
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     run.wait()
 
 @pytest.fixture(scope='module')
@@ -64,7 +69,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('processes')
     (folder/'script.py').write_text(SCRIPT)
     for world, names in ((1, ('g2rpo', 'dance', 'flow', 'split', 'split_chain')), (2, ('g2rpo', 'dance', 'flow', 'split', 'split_chain')), (4, ('g2rpo',))):
-        for name in names: finished(launch(world, folder/'script.py', folder, name))
+        for name in names:
+            finished(launch(world, folder/'script.py', folder, name))
     return folder
 
 def test_split_weights_meet_in_equally_many_passes():
@@ -95,8 +101,10 @@ def test_the_same_rollout_to_the_last_bit(folder, world):
     one = load(1, 0)
     for rank in range(world):
         part = load(world, rank)
-        for name in ('x', 'y'): assert torch.equal(part[name], one[name][:, rank::world])
-        for lam in one['x0']: assert torch.equal(part['x0'][lam], one['x0'][lam][:, rank::world])
+        for name in ('x', 'y'):
+            assert torch.equal(part[name], one[name][:, rank::world])
+        for lam in one['x0']:
+            assert torch.equal(part['x0'][lam], one['x0'][lam][:, rank::world])
 
 @pytest.mark.parametrize('name, world', [('g2rpo', 2), ('g2rpo', 4), ('dance', 2), ('flow', 2), ('split', 2), ('split_chain', 2)])
 def test_the_same_training(folder, name, world):
@@ -106,7 +114,8 @@ def test_the_same_training(folder, name, world):
     assert one[0]['grad_norm'][0] == pytest.approx(other[0]['grad_norm'][0], rel=1e-5)
     for a, b in zip(one, other):
         assert a['nfe'] == b['nfe'] and (a['iteration'] > 1 or a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-2))
-        for key in ('reward/left', 'group_std/left', 'advantage_by_step', 'ratio'): assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6)
+        for key in ('reward/left', 'group_std/left', 'advantage_by_step', 'ratio'):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6)
     base = load_policy('tiny', 24, 48, 16).pipe.transformer.state_dict()
     base = torch.cat([base[key].flatten() for key in sorted(base)])
     moved = [trained(folder/f'{name}-{w}') - base for w in (1, world)]
@@ -157,7 +166,8 @@ def one_hangs(images, prompts):
 def wait_for(run, out, n, seconds=120):
     "Until the run has `n` rows of metrics."
     until = time.time() + seconds
-    while time.time() < until and run.poll() is None and not ((out/'metrics.jsonl').exists() and len((out/'metrics.jsonl').read_text().splitlines()) >= n): time.sleep(.05)
+    while time.time() < until and run.poll() is None and not ((out/'metrics.jsonl').exists() and len((out/'metrics.jsonl').read_text().splitlines()) >= n):
+        time.sleep(.05)
     assert run.poll() is None, run.communicate()[0]
 
 def kept(out):
@@ -171,8 +181,11 @@ def test_two_processes_killed_and_taken_up(tmp_path):
     draw = random.Random(0)
     for n in (1, 3, 5):
         run = train(2, tmp_path, '--resume', policy=tmp_path/'b').metrics
-        try: wait_for(run, tmp_path/'b', n); time.sleep(draw.uniform(0, 1.5))
-        finally: end(run)
+        try:
+            wait_for(run, tmp_path/'b', n)
+            time.sleep(draw.uniform(0, 1.5))
+        finally:
+            end(run)
     finished(train(2, tmp_path, '--resume', policy=tmp_path/'b').metrics)
     one, other = kept(tmp_path/'a'), kept(tmp_path/'b')
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
@@ -197,9 +210,11 @@ def test_a_process_that_fails_hangs_or_dies_ends_all_with_the_reason(tmp_path, f
         if fault == 'killed':
             children = subprocess.run(['pgrep', '-P', str(run.pid)], capture_output=True, text=True).stdout.split()
             os.kill(int(children[-1]), signal.SIGKILL)
-        else: (tmp_path/'now').write_text('')
+        else:
+            (tmp_path/'now').write_text('')
         said = run.communicate(timeout=100)[0]
-    finally: end(run)
+    finally:
+        end(run)
     assert run.returncode != 0 and time.time() - began < 90
     assert reason in said, said[-3000:]
     (tmp_path/'now').unlink(missing_ok=True)

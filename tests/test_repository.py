@@ -25,27 +25,33 @@ def copy(root, tmp_path):
 def test_export_is_clean(root, copy):
     result = run(tool('nbdev-export'), cwd=copy)
     assert result.returncode == 0, result.stderr
-    for file in sorted((root/'g2rpo').glob('*.py')): assert (copy/'g2rpo'/file.name).read_text() == file.read_text(), f'{file.name} differs; run: make export'
+    for file in sorted((root/'g2rpo').glob('*.py')):
+        assert (copy/'g2rpo'/file.name).read_text() == file.read_text(), f'{file.name} differs; run: make export'
 
 def test_notebooks_are_clean(root, copy):
     result = run(tool('nbdev-clean'), cwd=copy)
     assert result.returncode == 0, result.stderr
-    for file in sorted((root/'nbs').glob('*.ipynb')): assert (copy/'nbs'/file.name).read_text() == file.read_text(), f'{file.name} is not clean; run: make export'
+    for file in sorted((root/'nbs').glob('*.ipynb')):
+        assert (copy/'nbs'/file.name).read_text() == file.read_text(), f'{file.name} is not clean; run: make export'
 
 def test_clean_keeps_the_parameters_tag(copy):
     "Without it papermill runs the defaults whatever -p says, and exits 0."
     tagged = [f for f in (copy/'nbs').glob('*.ipynb') if '"parameters"' in f.read_text()]
     assert tagged
     run(tool('nbdev-clean'), cwd=copy)
-    for file in tagged: assert any('parameters' in c['metadata'].get('tags', []) for c in json.loads(file.read_text())['cells']), file.name
+    for file in tagged:
+        assert any('parameters' in c['metadata'].get('tags', []) for c in json.loads(file.read_text())['cells']), file.name
 
 def test_configurations_agree(root):
     toml = tomllib.loads((root/'pyproject.toml').read_text())
-    ini = configparser.ConfigParser(); ini.read(root/'settings.ini'); old = ini['DEFAULT']
+    ini = configparser.ConfigParser()
+    ini.read(root/'settings.ini')
+    old = ini['DEFAULT']
     project, nbdev = toml['project'], toml['tool']['nbdev']
     assert old['lib_name'] == project['name'] and old['description'] == project['description']
     assert project['requires-python'] == '>=' + old['min_python']
-    for key in ('nbs_path', 'lib_path'): assert old[key] == nbdev[key]
+    for key in ('nbs_path', 'lib_path'):
+        assert old[key] == nbdev[key]
     assert nbdev['allowed_cell_metadata_keys'] == old['allowed_cell_metadata_keys'].split() == ['tags']
     assert f"__version__ = \"{old['version']}\"" in (root/'g2rpo'/'__init__.py').read_text()
 
@@ -66,7 +72,8 @@ def test_wheel_installs_and_imports(root, copy, tmp_path):
     built = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path/'dist', copy)
     assert built.returncode == 0, built.stderr
     wheel, = (tmp_path/'dist').glob('g2rpo-*.whl')
-    with zipfile.ZipFile(wheel) as z: weights = [i for i in z.infolist() if i.filename.endswith('.safetensors')]
+    with zipfile.ZipFile(wheel) as z:
+        weights = [i for i in z.infolist() if i.filename.endswith('.safetensors')]
     assert len(weights) == 4 and sum(i.file_size for i in weights) <= 12*2**20
     site = tmp_path/'site'
     assert run(sys.executable, '-m', 'pip', 'install', '--no-deps', '--target', site, wheel).returncode == 0

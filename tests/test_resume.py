@@ -39,7 +39,9 @@ def go(out, iterations, reward=tossed, **changes):
     override = changes.pop('override', ())
     resume = changes.pop('resume', None)
     cfg = tiny(**SMALL | changes, iterations=iterations)
-    torch.manual_seed(1); random.seed(1); __import__('numpy').random.seed(1)
+    torch.manual_seed(1)
+    random.seed(1)
+    __import__('numpy').random.seed(1)
     log = train(cfg, dict(r=reward), WORDS, out, policy=open_policy(cfg), resume=resume, override=override).metrics
     return [{k: v for k, v in row.items() if k != 'seconds'} for row in log]
 
@@ -52,7 +54,8 @@ def state(out):
 
 def same(one, other):
     assert one[0] == other[0] and one[1].keys() == other[1].keys() and one[2] == other[2]
-    for name in one[1]: assert torch.equal(one[1][name], other[1][name]), name
+    for name in one[1]:
+        assert torch.equal(one[1][name], other[1][name]), name
 
 @pytest.mark.parametrize('row', ROWS)
 def test_stopped_and_taken_up_is_not_stopped(tmp_path, row):
@@ -77,14 +80,18 @@ def test_an_earlier_checkpoint_by_name(tmp_path):
     assert go(tmp_path/'a', 3, keep=3, resume='1') == log
     same(straight, state(tmp_path/'a'))
     assert (tmp_path/'a'/'checkpoints'/'000003.left').is_dir()
-    with pytest.raises(InputError, match=r'checkpoints of the iterations \[1, 2, 3\]'): go(tmp_path/'a', 3, keep=3, resume='7')
+    with pytest.raises(InputError, match=r'checkpoints of the iterations \[1, 2, 3\]'):
+        go(tmp_path/'a', 3, keep=3, resume='7')
 
 def test_another_config_is_refused_with_its_keys(tmp_path, capsys):
     go(tmp_path/'a', 1, reward=left_of_right)
     for change, word in ((dict(seed=3), 'seed=0'), (dict(method=METHODS['e_grpo']), 'method.'), (dict(lr=1.), 'say --override lr'), (dict(T=5), 'T=4')):
-        with pytest.raises(InputError, match=word): go(tmp_path/'a', 1, **change, resume='latest')
-    with pytest.raises(InputError, match='already holds a run'): go(tmp_path/'a', 1)
-    with pytest.raises(InputError, match='cannot change within a run'): go(tmp_path/'a', 1, resume='latest', override=['seed'])
+        with pytest.raises(InputError, match=word):
+            go(tmp_path/'a', 1, **change, resume='latest')
+    with pytest.raises(InputError, match='already holds a run'):
+        go(tmp_path/'a', 1)
+    with pytest.raises(InputError, match='cannot change within a run'):
+        go(tmp_path/'a', 1, resume='latest', override=['seed'])
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     "The config comes from the folder; what is typed is held to it; an override is a change."
@@ -104,8 +111,11 @@ def killed(out, after, **changes):
     if not child:
         try:
             torch.set_num_threads(1)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL); signal.setitimer(signal.ITIMER_REAL, after)
-            with warnings.catch_warnings(): warnings.simplefilter('ignore'); go(out, 6, resume='latest', **changes)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, after)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                go(out, 6, resume='latest', **changes)
             os._exit(0)
         except BaseException:
             import traceback
@@ -123,7 +133,8 @@ def campaign(folder, kills, **changes):
     whole, wanted, draw, count, run = time.time() - began, state(folder/'straight'), random.Random(0), 0, 0
     while count < kills:
         out, run = folder/f'run{run}', run + 1
-        while not killed(out, draw.uniform(.2, 1.)*whole, **changes): count += 1
+        while not killed(out, draw.uniform(.2, 1.)*whole, **changes):
+            count += 1
         same(wanted, state(out))
         shutil.rmtree(out)
     return count
@@ -142,22 +153,31 @@ def test_a_disk_that_is_really_full(tmp_path):
     import subprocess
     disk = tmp_path/'disk'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=150m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('mounting is not allowed here')
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=150m', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('mounting is not allowed here')
     try:
         straight = go(tmp_path/'b', 4)
         def filling(row):
-            if row['iteration'] == 0: (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**20))
-            if row['iteration'] == 2: (disk/'ballast').unlink()
+            if row['iteration'] == 0:
+                (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**20))
+            if row['iteration'] == 2:
+                (disk/'ballast').unlink()
         cfg = tiny(**SMALL, iterations=4)
-        torch.manual_seed(1); random.seed(1); __import__('numpy').random.seed(1)
-        with pytest.warns(UserWarning, match='No space left'): log = train(cfg, dict(r=tossed), WORDS, disk/'a', policy=open_policy(cfg), on_iteration=filling).metrics
+        torch.manual_seed(1)
+        random.seed(1)
+        __import__('numpy').random.seed(1)
+        with pytest.warns(UserWarning, match='No space left'):
+            log = train(cfg, dict(r=tossed), WORDS, disk/'a', policy=open_policy(cfg), on_iteration=filling).metrics
         assert [{k: v for k, v in row.items() if k != 'seconds'} for row in log] == straight
         same(state(disk/'a'), state(tmp_path/'b'))
         (disk/'ballast').write_bytes(b'x'*(shutil.disk_usage(disk).free - 2**24))
-        with pytest.raises(InputError, match='GiB free'): go(disk/'c', 1)
+        with pytest.raises(InputError, match='GiB free'):
+            go(disk/'c', 1)
         subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
-        with pytest.raises(InputError, match='Read-only file system'): go(disk/'d', 1)
-    finally: subprocess.run(['umount', disk], check=True)
+        with pytest.raises(InputError, match='Read-only file system'):
+            go(disk/'d', 1)
+    finally:
+        subprocess.run(['umount', disk], check=True)
 
 def test_saving_costs_less_than_two_percent(tmp_path):
     "At the paper's interval of 50 iterations."
@@ -183,18 +203,22 @@ def test_a_panel_watches_what_is_not_trained(tmp_path):
     again = run(tmp_path/'b', 4, panel(), resume='latest', override=['iterations'])
     assert again[3]['panel'] == log[3]['panel'] and again[3]['drift'] == log[3]['drift']
     if 'alarm' in log[3]:
-        with pytest.raises(RunStopped, match='panel_stop'): run(tmp_path/'c', 4, panel(stop=True))
+        with pytest.raises(RunStopped, match='panel_stop'):
+            run(tmp_path/'c', 4, panel(stop=True))
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path):
-    with pytest.raises(InputError, match='pip install trackio'): go(tmp_path/'a', 1, tracker='trackio')
-    with pytest.raises(InputError, match='tracker='): tiny(tracker='paper')
+    with pytest.raises(InputError, match='pip install trackio'):
+        go(tmp_path/'a', 1, tracker='trackio')
+    with pytest.raises(InputError, match='tracker='):
+        tiny(tracker='paper')
 
 def test_a_tracker_hears_every_row(tmp_path):
     "tensorboard's event file, written by accelerate."
     go(tmp_path/'a', 2, tracker='tensorboard')
     events, = (tmp_path/'a').glob('g2rpo/*events*')
     said = events.read_bytes()
-    for tag in (b'reward/r', b'ratio/0', b'grad_norm/1', b'equivalents'): assert said.count(tag) == 2
+    for tag in (b'reward/r', b'ratio/0', b'grad_norm/1', b'equivalents'):
+        assert said.count(tag) == 2
 
 @pytest.mark.parametrize('call', [1, 2, 3, 5, 6])
 def test_killed_inside_a_save(tmp_path, call):
@@ -205,7 +229,8 @@ def test_killed_inside_a_save(tmp_path, call):
         flushes = []
         def flush(path):
             flushes.append(path)
-            if len(flushes) == 5 + call: os.kill(os.getpid(), signal.SIGKILL)    # in the second save
+            if len(flushes) == 5 + call:
+                os.kill(os.getpid(), signal.SIGKILL)    # in the second save
         checkpoint.fsync = flush
         go(tmp_path/'a', 3)
         os._exit(0)
@@ -213,7 +238,8 @@ def test_killed_inside_a_save(tmp_path, call):
     straight, saved = go(tmp_path/'b', 3), checkpoint.latest_checkpoint(tmp_path/'a'/'checkpoints').name
     assert saved in ('000001', '000002')
     assert go(tmp_path/'a', 3, resume='latest') == straight
-    same(state(tmp_path/'a'), state(tmp_path/'b')); assert not list((tmp_path/'a'/'checkpoints').glob('*.part'))
+    same(state(tmp_path/'a'), state(tmp_path/'b'))
+    assert not list((tmp_path/'a'/'checkpoints').glob('*.part'))
 
 def test_every_damage_to_every_file_is_seen(tmp_path):
     "A flipped bit, a cut end, a missing file: that checkpoint is passed over with a warning, and the one before it is used."
@@ -225,34 +251,44 @@ def test_every_damage_to_every_file_is_seen(tmp_path):
     for file in files:
         for harm in ('flip', 'cut', 'empty', 'gone'):
             out = tmp_path/'b'
-            shutil.rmtree(out, ignore_errors=True); shutil.copytree(tmp_path/'a', out)
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(tmp_path/'a', out)
             path = out/'checkpoints'/'000002'/file
             raw = bytearray(path.read_bytes())
-            if harm == 'flip': raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
-            if harm == 'gone': path.unlink()
-            else: path.write_bytes(dict(flip=raw, cut=raw[:draw.randrange(1, len(raw))], empty=b'')[harm])
-            with pytest.warns(UserWarning, match='passed over'): go(out, 2, resume='latest')
-            same(wanted, state(out)); count += 1
+            if harm == 'flip':
+                raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+            if harm == 'gone':
+                path.unlink()
+            else:
+                path.write_bytes(dict(flip=raw, cut=raw[:draw.randrange(1, len(raw))], empty=b'')[harm])
+            with pytest.warns(UserWarning, match='passed over'):
+                go(out, 2, resume='latest')
+            same(wanted, state(out))
+            count += 1
     assert count == 12
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path, monkeypatch):
     straight, write, tries = go(tmp_path/'b', 4), checkpoint.write_checkpoint, []
     def full(place, tensors, kept):
         tries.append(place.name)
-        if len(tries) == 2: raise OSError(28, 'No space left on device')
+        if len(tries) == 2:
+            raise OSError(28, 'No space left on device')
         write(place, tensors, kept)
     monkeypatch.setattr(checkpoint, 'write', full)
-    with pytest.warns(UserWarning, match='No space left'): assert go(tmp_path/'a', 4) == straight
+    with pytest.warns(UserWarning, match='No space left'):
+        assert go(tmp_path/'a', 4) == straight
     same(state(tmp_path/'a'), state(tmp_path/'b'))
     assert tries == ['000001', '000002', '000003', '000004'] and checkpoint.saved_iterations(tmp_path/'a'/'checkpoints') == [3, 4]
 
 def test_a_folder_that_cannot_hold_a_run_is_refused(tmp_path, monkeypatch):
     import shutil as disk
     monkeypatch.setattr(disk, 'disk_usage', lambda path: type('Usage', (), dict(free=10))())
-    with pytest.raises(InputError, match='GiB free'): go(tmp_path/'a', 1)
+    with pytest.raises(InputError, match='GiB free'):
+        go(tmp_path/'a', 1)
     assert not (tmp_path/'a'/'config.json').exists()
     (tmp_path/'file').write_text('')
-    with pytest.raises(InputError, match='cannot be written'): go(tmp_path/'file'/'a', 1)
+    with pytest.raises(InputError, match='cannot be written'):
+        go(tmp_path/'file'/'a', 1)
 
 def test_a_checkpoint_says_what_it_was_written_by(tmp_path):
     go(tmp_path/'a', 1)
@@ -268,12 +304,15 @@ def test_what_is_not_finite_is_left_out_counted_and_named(tmp_path):
     def sometimes(images, prompts):
         calls.append(0)
         out = left_of_right(images, prompts)
-        if len(calls) == 3: out[1] = float('nan')          # the first of the second iteration's, after preflight
+        if len(calls) == 3:
+            out[1] = float('nan')          # the first of the second iteration's, after preflight
         return out
-    with pytest.warns(UserWarning, match='left out: reward r not finite: prompt'): log = go(tmp_path/'a', 3, reward=sometimes)
+    with pytest.warns(UserWarning, match='left out: reward r not finite: prompt'):
+        log = go(tmp_path/'a', 3, reward=sometimes)
     assert 'seed 0, iteration 1, picture 0, member 1' in log[1]['skipped'][0] and 'skipped' not in log[0] and all(n > 0 for n in log[1]['grad_norm'])
     calls.clear()
-    with pytest.raises(RunStopped, match='more than skips=0'), pytest.warns(UserWarning): go(tmp_path/'b', 3, reward=sometimes, skips=0)
+    with pytest.raises(RunStopped, match='more than skips=0'), pytest.warns(UserWarning):
+        go(tmp_path/'b', 3, reward=sometimes, skips=0)
     assert checkpoint.saved_iterations(tmp_path/'b'/'checkpoints') == [1]
 
 def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
@@ -283,5 +322,6 @@ def test_a_gradient_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
         calls.append(0)
         return torch.tensor(float('inf')) if len(calls) == 2 else clip(self, *args)
     monkeypatch.setattr(accelerate.Accelerator, 'clip_grad_norm_', burst)
-    with pytest.warns(UserWarning, match='gradient norm inf'): log = go(tmp_path/'a', 2)
+    with pytest.warns(UserWarning, match='gradient norm inf'):
+        log = go(tmp_path/'a', 2)
     assert log[0]['grad_norm'][1] is None and log[0]['grad_norm'][0] > 0 and all(log[1]['grad_norm'])

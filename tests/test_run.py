@@ -48,13 +48,15 @@ def test_every_row_trains_from_a_ratio_of_one(policy, name):
     for got in log:
         assert len(got['grad_norm']) == (len(got['steps']) if method.update == 'per_step' else method.updates) and all(norm > 0 for norm in got['grad_norm'])
         assert ('kl' in got) == bool(method.kl)
-    if method.kl: assert log[0]['kl'][0] < log[1]['kl'][0]
+    if method.kl:
+        assert log[0]['kl'][0] < log[1]['kl'][0]
 
 def test_guidance_trains_and_costs_twice():
     from g2rpo.models.loading import load_policy
     logs = [train(tiny(**SMALL | dict(guidance_scale=scale)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16, guidance_scale=scale)).metrics for scale in (1., 2.)]
     assert logs[1][0]['forwards'] == 2*logs[0][0]['forwards'] and logs[1][0]['grad_forwards'] == 2*logs[0][0]['grad_forwards']
-    with pytest.raises(InputError, match='guidance_scale=2.0'): train(tiny(**SMALL | dict(guidance_scale=2.)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16))
+    with pytest.raises(InputError, match='guidance_scale=2.0'):
+        train(tiny(**SMALL | dict(guidance_scale=2.)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16))
 
 def test_kl_holds_the_policy_back():
     from g2rpo.models.loading import load_policy
@@ -75,7 +77,8 @@ def test_ema_is_kept(policy, tmp_path):
     def watch(row): last.update({n: p.detach().clone() for n, p in policy.pipe.transformer.named_parameters()})
     train(tiny(**SMALL | dict(iterations=4, method=replace(SMALL['method'], ema=.9))), dict(r=left_of_right), words(), tmp_path/'run', policy=policy, on_iteration=watch)   # 8 optimiser steps
     kept = dict(FluxTransformer2DModel.from_pretrained(tmp_path/'run'/'weights').named_parameters())
-    for name in list(base)[:6]: torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))   # one update, at step 7: decay 8/17
+    for name in list(base)[:6]:
+        torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))   # one update, at step 7: decay 8/17
 
 def test_masked_groups_leave_the_mean(policy):
     "With one of two groups constant, the masked gradient is twice the unmasked one."
@@ -88,8 +91,10 @@ def test_masked_groups_leave_the_mean(policy):
         cfg, params = tiny(**SMALL | dict(max_grad_norm=1e9, method=replace(SMALL['method'], update='accumulate', mask_constant=mask))), list(policy.pipe.transformer.requires_grad_(True).parameters())
         tuning = TrainState(cfg, params, torch.optim.SGD(params, lr=1e-20), Accelerator(cpu=True))
         roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
-        advantage = torch.zeros(2, 2, 3); advantage[:, 0] = torch.tensor([1., -2., 1.])
-        with pytest.raises(RunStopped) as stop: update_policy(policy, tuning, roll, advantage, Ledger())
+        advantage = torch.zeros(2, 2, 3)
+        advantage[:, 0] = torch.tensor([1., -2., 1.])
+        with pytest.raises(RunStopped) as stop:
+            update_policy(policy, tuning, roll, advantage, Ledger())
         norms.append(float(str(stop.value).split('gradient norm ')[1].split(')')[0]))
     assert norms[1] == pytest.approx(2*norms[0], rel=1e-2)
 
@@ -99,7 +104,8 @@ def test_engine_equals_naive_loop_on_the_pipeline(policy):
     method, two = METHODS['g2rpo'], words(2)
     slow, fast = naive_rollout(policy, method, two, 6, 2), rollout(policy, method, two, 6, 2, batch_size=7)
     torch.testing.assert_close(fast.old_log_prob, slow.old_log_prob, rtol=0, atol=1e-4)
-    for lam in method.granularities: torch.testing.assert_close(fast.x0[lam], slow.x0[lam], rtol=0, atol=1e-3)
+    for lam in method.granularities:
+        torch.testing.assert_close(fast.x0[lam], slow.x0[lam], rtol=0, atol=1e-3)
 
 def test_scores_belong_to_their_prompt_and_direction():
     "A latent says who it is, a reward reads that and its prompt: every entry of the table is where it should be."
@@ -123,11 +129,13 @@ def test_silent_step_is_skipped_and_a_silent_iteration_stops(policy):
     cfg, params = tiny(**SMALL), list(policy.pipe.transformer.requires_grad_(True).parameters())
     tuning = TrainState(cfg, params, torch.optim.AdamW(params, lr=1e-4), Accelerator(cpu=True))
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
-    advantage = torch.zeros(2, 2, 3); advantage[1, 0] = torch.tensor([1., -1., 0.])
+    advantage = torch.zeros(2, 2, 3)
+    advantage[1, 0] = torch.tensor([1., -1., 0.])
     norms = update_policy(policy, tuning, roll, advantage, Ledger())['grad_norm']
     assert norms[0] == 0. and norms[1] > 0.
     roll = rollout(policy, cfg.method, words(2), cfg.T, cfg.group_size)
-    with pytest.raises(RunStopped, match='no gradient'): update_policy(policy, tuning, roll, torch.zeros(2, 2, 3), Ledger())
+    with pytest.raises(RunStopped, match='no gradient'):
+        update_policy(policy, tuning, roll, torch.zeros(2, 2, 3), Ledger())
 
 @pytest.mark.parametrize('n', [2, 3, 15])
 def test_demo_draws_any_number_of_prompts(n, tmp_path):
@@ -141,14 +149,16 @@ def test_same_seed_same_run(tmp_path):
     "Bit for bit, LoRA's own initialisation included."
     from g2rpo.models.loading import load_policy
     logs = [train(tiny(**SMALL | dict(lora_rank=4)), dict(r=left_of_right), words(), policy=load_policy('tiny', 24, 48, 16)).metrics for _ in range(2)]
-    for a, b in zip(*logs): assert {k: v for k, v in a.items() if k != 'seconds'} == {k: v for k, v in b.items() if k != 'seconds'}
+    for a, b in zip(*logs):
+        assert {k: v for k, v in a.items() if k != 'seconds'} == {k: v for k, v in b.items() if k != 'seconds'}
 
 def test_stopped_run_keeps_its_weights(policy, tmp_path):
     calls = []
     def sours(images, prompts):
         calls.append(len(images))
         return images.mean((1, 2, 3)) if len(calls) < 4 else torch.ones(len(images))
-    with pytest.raises(RunStopped): train(tiny(**SMALL | dict(iterations=5)), dict(r=sours), words(), tmp_path/'run', policy=policy)
+    with pytest.raises(RunStopped):
+        train(tiny(**SMALL | dict(iterations=5)), dict(r=sours), words(), tmp_path/'run', policy=policy)
     assert (tmp_path/'run'/'metrics.jsonl').read_text().count('\n') >= 1 and any((tmp_path/'run'/'weights').iterdir())
 
 def test_later_ratios_differ_with_per_step(policy):
@@ -164,14 +174,17 @@ def test_training_raises_an_easy_reward(policy):
 @pytest.mark.parametrize('reward,why', [(lambda i, p: torch.ones(len(i)), 'same reward'), (lambda i, p: i.mean((1, 2, 3))/0, 'not finite'),
                                         (lambda i, p: i.mean(), 'must return')])
 def test_bad_rewards_stop(policy, tmp_path, reward, why):
-    with pytest.raises((InputError, RunStopped), match=why): train(tiny(**SMALL), dict(r=reward), words(), tmp_path/'run', policy=policy)
+    with pytest.raises((InputError, RunStopped), match=why):
+        train(tiny(**SMALL), dict(r=reward), words(), tmp_path/'run', policy=policy)
 
 def test_step_that_moves_nothing_stops(policy):
-    with pytest.raises(RunStopped, match='no parameter moved'): train(tiny(**SMALL | dict(lr=1e-30, weight_decay=0.)), dict(r=left_of_right), words(), policy=policy)
+    with pytest.raises(RunStopped, match='no parameter moved'):
+        train(tiny(**SMALL | dict(lr=1e-30, weight_decay=0.)), dict(r=left_of_right), words(), policy=policy)
 
 def test_non_finite_weights_stop(policy):
     next(policy.pipe.transformer.parameters()).data.fill_(float('nan'))
-    with pytest.raises(RunStopped, match='not finite'): train(tiny(**SMALL), dict(r=left_of_right), words(), policy=policy)
+    with pytest.raises(RunStopped, match='not finite'):
+        train(tiny(**SMALL), dict(r=left_of_right), words(), policy=policy)
 
 BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--granularities 0,1', '--granularities 1,1',
        '--granularities x', '--steps 0,10', '--steps 3,3', '--group-size 1', '--eta 0', '--eta -1', '--model {folder}', '--lr 0', '--T 0', '--iterations 0',
@@ -183,13 +196,18 @@ BAD = ['--preset huge', '--prompts /nowhere.txt', '--prompts {empty}', '--prompt
 
 @pytest.mark.parametrize('flags', BAD)
 def test_bad_input_is_one_line_and_exit_2(flags, tmp_path, capsys, monkeypatch):
-    (tmp_path/'empty.txt').write_text('\n\n'); (tmp_path/'unquoted.txt').write_text('a sign\n'); (tmp_path/'folder').mkdir()
+    (tmp_path/'empty.txt').write_text('\n\n')
+    (tmp_path/'unquoted.txt').write_text('a sign\n')
+    (tmp_path/'folder').mkdir()
     (tmp_path/'bad_rewards.py').write_text('def wrong_shape(i, p): return i.mean()\ndef nothing(i, p): return None\ndef not_a_number(i, p): return i.mean((1, 2, 3))*float("nan")\n')
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path/'good.txt').write_text('a sign that says "1"\n'); (tmp_path/'latin.txt').write_bytes(b'caf\xe9 "1"\n')
+    (tmp_path/'good.txt').write_text('a sign that says "1"\n')
+    (tmp_path/'latin.txt').write_bytes(b'caf\xe9 "1"\n')
     flags = flags.format(good=tmp_path/'good.txt', latin=tmp_path/'latin.txt', empty=tmp_path/'empty.txt', unquoted=tmp_path/'unquoted.txt', folder=tmp_path/'folder', module='bad_rewards')
-    try: code = main(['train', '--out', str(tmp_path/'run'), *flags.split()])
-    except SystemExit as stop: code = stop.code
+    try:
+        code = main(['train', '--out', str(tmp_path/'run'), *flags.split()])
+    except SystemExit as stop:
+        code = stop.code
     said = capsys.readouterr().err.strip()
     assert code == 2 and said.startswith('g2rpo') and '\n' not in said and 'Traceback' not in said
     assert not (tmp_path/'run').exists()
@@ -207,7 +225,8 @@ def test_train_then_evaluate(tmp_path, capsys, monkeypatch):
     assert 'protocol' in said and 'shade:dark' in said and '→' in said
     assert main('evaluate run --prompts words.txt --scorers colour --T 2 --seeds 0 --height 48'.split()) == 0 and '48x48 pixels' in capsys.readouterr().out
     assert main('evaluate run --prompts words.txt --scorers colour --T 2 --seeds 0 --height 25'.split()) == 2
-    for bad in ('nowhere', '.'): assert main(['evaluate', bad]) == 2
+    for bad in ('nowhere', '.'):
+        assert main(['evaluate', bad]) == 2
     assert main('evaluate run --prompts words.txt --scorers colour --T 0'.split()) == 2
 
 def test_calibrate_then_train(tmp_path, capsys, monkeypatch):
@@ -222,21 +241,24 @@ def test_calibrate_then_train(tmp_path, capsys, monkeypatch):
     run = f'train {common} --method dense_grpo --psi psi.json --group-size 2 --prompts-per-iteration 2 --iterations 1'
     assert main([*run.split(), '--T', '4', '--out', 'run']) == 0
     assert json.loads((tmp_path/'run'/'config.json').read_text())['method']['psi']['values'] == saved['values']
-    for bad in (['--T', '5', '--out', 'other'], ['--T', '4', '--form', 'cps', '--out', 'other'], ['--T', '4', '--psi', 'run/config.json', '--out', 'other']): assert main([*run.split(), *bad]) == 2
+    for bad in (['--T', '5', '--out', 'other'], ['--T', '4', '--form', 'cps', '--out', 'other'], ['--T', '4', '--psi', 'run/config.json', '--out', 'other']):
+        assert main([*run.split(), *bad]) == 2
     for bad in ('--T 4 --out psi.json', '--T 4 --criterion signs --out b.json', '--T 4 --rounds 0 --out b.json', '--T 4 --eps2 0 --out b.json', '--T 4 --start 0 --out b.json', '--T 4 --rewards colour,ppocr6 --out b.json'):
         assert main(['calibrate', *common.split(), *bad.split()]) == 2
     assert not (tmp_path/'other').exists() and not (tmp_path/'b.json').exists() and 'Traceback' not in capsys.readouterr().err
 
 def test_fetch_and_convert_say_what_is_missing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
-    for command in ('convert hps21 /nowhere', 'convert nothing /tmp', 'fetch nothing'): assert main(command.split()) == 2
+    for command in ('convert hps21 /nowhere', 'convert nothing /tmp', 'fetch nothing'):
+        assert main(command.split()) == 2
     assert 'not one of hps21' in capsys.readouterr().err and not (tmp_path/'assets').exists()
     torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path/'HPS_v2.1_compressed.pt')
     assert main(['convert', 'hps21', str(tmp_path)]) == 0 and (tmp_path/'assets'/'hps21'/'manifest.json').exists()
 
 def test_out_in_use_is_refused(policy, tmp_path):
     (tmp_path/'metrics.jsonl').write_text('')
-    with pytest.raises(InputError, match='already holds a run'): train(tiny(**SMALL), dict(r=left_of_right), words(), tmp_path, policy=policy)
+    with pytest.raises(InputError, match='already holds a run'):
+        train(tiny(**SMALL), dict(r=left_of_right), words(), tmp_path, policy=policy)
 
 def test_ctrl_c_keeps_what_it_has(tmp_path):
     out = tmp_path/'run'
@@ -245,10 +267,13 @@ def test_ctrl_c_keeps_what_it_has(tmp_path):
                             '--iterations', '10000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tmp_path)},
                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background inherits it ignored
     end = time.time() + 120
-    while time.time() < end and run.poll() is None and not ((out/'metrics.jsonl').exists() and (out/'metrics.jsonl').read_text().count('\n') >= 2): time.sleep(.2)
+    while time.time() < end and run.poll() is None and not ((out/'metrics.jsonl').exists() and (out/'metrics.jsonl').read_text().count('\n') >= 2):
+        time.sleep(.2)
     run.send_signal(signal.SIGINT)
-    try: said, errors = run.communicate(timeout=60)
-    finally: run.kill()
+    try:
+        said, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert run.returncode == 0, errors
     assert 'Stopped by SIGINT after' in said and 'same command and --resume' in said and 'Traceback' not in errors
     assert len((out/'metrics.jsonl').read_text().splitlines()) >= 2 and any((out/'weights').iterdir())
@@ -259,6 +284,9 @@ def test_help_is_fast():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
     def fastest(*args):
         times = []
-        for _ in range(3): begin = time.time(); subprocess.run([sys.executable, *args], capture_output=True, check=True); times.append(time.time() - begin)
+        for _ in range(3):
+            begin = time.time()
+            subprocess.run([sys.executable, *args], capture_output=True, check=True)
+            times.append(time.time() - begin)
         return min(times)
     assert fastest('-c', 'import g2rpo') < .5 and fastest('-m', 'g2rpo.cli', '--help') < 1

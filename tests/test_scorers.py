@@ -55,11 +55,13 @@ def test_clip_score_takes_its_preprocessing_from_the_folder(tmp_path):
     assert x.shape == (4, 3, 32, 32)
     _, theirs = open_clip.create_model_from_pretrained(f'local-dir:{tmp_path/"clip"}')
     torch.testing.assert_close(x, torch.stack([theirs(p) for p in to_pil(shots(96, 128))]))
-    with torch.no_grad(): torch.testing.assert_close(torch.nn.functional.normalize(model.encode_image(x), dim=-1), scorer.features(shots(96, 128), WORDS)[0], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.nn.functional.normalize(model.encode_image(x), dim=-1), scorer.features(shots(96, 128), WORDS)[0], rtol=0, atol=1e-5)
 
 def test_other_weights_do_not_fit(tmp_path):
     folder, model = small_folder(tmp_path)
-    with pytest.raises(InputError, match='do not fit'): load_exactly(model, dict(list(model.state_dict().items())[1:]), 'clip')
+    with pytest.raises(InputError, match='do not fit'):
+        load_exactly(model, dict(list(model.state_dict().items())[1:]), 'clip')
     assert not list((tmp_path/'published').glob('*.safetensors'))
 
 def test_letterbox_is_torchvisions():
@@ -83,13 +85,16 @@ def hps_package(tmp_path):
     import sys
     from pathlib import Path
     spec = importlib.util.find_spec('hpsv2')
-    if spec is None: pytest.skip('hpsv2 is not installed; its pins (pytest 7, protobuf 3) exclude it beside current packages')
+    if spec is None:
+        pytest.skip('hpsv2 is not installed; its pins (pytest 7, protobuf 3) exclude it beside current packages')
     copy = tmp_path/'hps_theirs'
     shutil.copytree(Path(spec.submodule_search_locations[0])/'src'/'open_clip', copy)
     shutil.copy(Path(open_clip.__file__).parent/'bpe_simple_vocab_16e6.txt.gz', copy)
     sys.path.insert(0, str(tmp_path))
-    try: yield importlib.import_module('hps_theirs')
-    finally: sys.path.remove(str(tmp_path))
+    try:
+        yield importlib.import_module('hps_theirs')
+    finally:
+        sys.path.remove(str(tmp_path))
 
 def test_hps_equals_the_hpsv2_package(hps_package, tmp_path):
     "The package's model, tokenizer and preprocessing, as its img_score uses them, on the same 986 M random weights."

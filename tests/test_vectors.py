@@ -46,10 +46,14 @@ def test_stochastic_steps(vectors, form, prefix, eta, dtype, tol):
     for i, want in cases.items():
         mean, std = sampler.kernel(form, x, v, grid[i], grid[i + 1], levels[i])
         y = mean + std*eps
-        close(mean, want['mean'], tol); close(std.flatten()[0], want['std'], tol); close(y, want['y'], tol)
+        close(mean, want['mean'], tol)
+        close(std.flatten()[0], want['std'], tol)
+        close(y, want['y'], tol)
         close(sampler.log_prob(form, y, mean, std), want['logp'], tol)
-        if 'x0' in want: close(sampler.predict_x0(x, v, grid[i]), want['x0'], tol)
-        if 'sigma_t' in want: close(levels[i], want['sigma_t'], 1e-10)
+        if 'x0' in want:
+            close(sampler.predict_x0(x, v, grid[i]), want['x0'], tol)
+        if 'sigma_t' in want:
+            close(levels[i], want['sigma_t'], 1e-10)
         if 'logp_new' in want:
             new, _ = sampler.kernel(form, x, v_new, grid[i], grid[i + 1], levels[i])
             close(sampler.log_prob(form, y, new, std), want['logp_new'], tol)
@@ -60,7 +64,8 @@ def test_constant_level_on_sd3_grid(vectors, dtype, tol):
     x, v, eps, _ = inputs(vectors, dtype)
     grid, want = schedule.sd3_grid(10), vectors['dense_psi_sde/sd3_T10/i3/psi0.9']
     mean, std = sampler.sde_kernel(x, v, grid[3], grid[4], .9)
-    close(mean, want['mean'], tol); close(std.flatten()[0], want['std'], tol)
+    close(mean, want['mean'], tol)
+    close(std.flatten()[0], want['std'], tol)
     close(sampler.log_prob('flow', mean + std*eps, mean, std), want['logp'], tol)
 
 def test_euler_is_first_order_dpm_solver(vectors):

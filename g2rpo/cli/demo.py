@@ -24,9 +24,11 @@ from ..training.trainer import train
 def demo_scorers() -> dict:
     "The scorers of the demo, trained and held out."
     readers = load_rewards(('ppocr6', 'ddddocr'))
-    if 'ppocr4' in installed_readers(): readers |= load_rewards(('ppocr4',))
+    if 'ppocr4' in installed_readers():
+        readers |= load_rewards(('ppocr4',))
     scorers = dict(readers)
-    for name in ('ppocr6', 'ddddocr'): scorers[f'{name}_exact'] = exact_match(readers[name])
+    for name in ('ppocr6', 'ddddocr'):
+        scorers[f'{name}_exact'] = exact_match(readers[name])
     return scorers | dict(colour=colour_agreement, saturation=saturation, edges=edge_density)
 
 # %% ../../nbs/cli/03_demo.ipynb #cell-07
@@ -41,8 +43,11 @@ def draw_curve(log: list[dict], name: str, path) -> None:
         ax.plot(x, reward, 'o', ms=3, color='.6', label='mean of the branches')
         ax.plot(x, smooth, color='k', label='mean of five iterations')
         ax.set(xlabel=label)
-    axes[0].set_ylabel(f'trained reward ({name})'); axes[0].legend(frameon=False, fontsize=8)
-    fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
+    axes[0].set_ylabel(f'trained reward ({name})')
+    axes[0].legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
 
 def draw_grid(words: list[str], before: Tensor, after: Tensor, read_before: list[str], read_after: list[str], path) -> None:
     "Base above tuned, from the same noise; what the held-out reader reads stands under each."
@@ -53,12 +58,17 @@ def draw_grid(words: list[str], before: Tensor, after: Tensor, read_before: list
             for row, images, reads, label in ((2*half, before, read_before, 'base'), (2*half + 1, after, read_after, 'tuned')):
                 ax, right = axes[row, j], reads[col] == target_text(words[col])
                 said = reads[col] if reads[col].isascii() else 'other script'
-                ax.imshow(images[col].permute(1, 2, 0).cpu().numpy()); ax.set(xticks=[], yticks=[])
+                ax.imshow(images[col].permute(1, 2, 0).cpu().numpy())
+                ax.set(xticks=[], yticks=[])
                 ax.set_xlabel(f'{said or "–"} {"✓" if right else "✗"}', fontsize=8, color='#1b7837' if right else '#b2182b', labelpad=2)
-                if row % 2 == 0: ax.set_title(target_text(words[col]) + ' ' + words[col].split()[-1], fontsize=8, pad=3)
-                if j == 0: ax.set_ylabel(label, fontsize=8)
+                if row % 2 == 0:
+                    ax.set_title(target_text(words[col]) + ' ' + words[col].split()[-1], fontsize=8, pad=3)
+                if j == 0:
+                    ax.set_ylabel(label, fontsize=8)
     fig.suptitle('asked for (above), read by the held-out ddddocr (below)', fontsize=9)
-    fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
 
 # %% ../../nbs/cli/03_demo.ipynb #cell-09
 def gain_report(result: dict) -> str:
@@ -80,7 +90,8 @@ def result_record(cfg: Config, protocol: EvalConfig, log: list[dict]) -> dict:
 
 def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     "Score the base, train by `cfg`, score again; result, pictures and weights go to `out`."
-    if not 2 <= eval_prompts <= 200: raise InputError(f'eval_prompts={eval_prompts} must be from 2 to 200, the held-out numbers there are.')
+    if not 2 <= eval_prompts <= 200:
+        raise InputError(f'eval_prompts={eval_prompts} must be from 2 to 200, the held-out numbers there are.')
     out, scorers, policy = Path(out), demo_scorers(), open_policy(cfg)
     protocol = EvalConfig(tuple(sign_prompts('test', eval_prompts)), tuple(seeds), scorers=tuple(scorers))
     show = list(protocol.prompts[:min(16, eval_prompts)//2*2])
@@ -93,8 +104,10 @@ def run_demo(cfg: Config, out, eval_prompts: int = 200, seeds=(0, 1)) -> dict:
     gains = {name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}
     result = result_record(cfg, protocol, log) | dict(gains=gains)
     (out/'result.json').write_text(json.dumps(result, indent=1))
-    if log: draw_curve(log, cfg.rewards[0], out/'curve.png')
+    if log:
+        draw_curve(log, cfg.rewards[0], out/'curve.png')
     reader = scorers['ddddocr']
     draw_grid(show, before, after, reader.read(before), reader.read(after), out/'before_after.png')
-    print(gain_report(result)); print(f'Pictures, metrics and weights are in {out}')
+    print(gain_report(result))
+    print(f'Pictures, metrics and weights are in {out}')
     return result

@@ -14,13 +14,17 @@ from ..errors import InputError
 # %% ../../nbs/cli/01_flags.ipynb #cell-05
 def int_list(text: str) -> tuple[int, ...]:
     "`1,2,3` as a tuple of whole numbers."
-    try: return tuple(int(part) for part in text.split(','))
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a list of whole numbers such as 1,2,3')
+    try:
+        return tuple(int(part) for part in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of whole numbers such as 1,2,3')
 
 def float_list(text: str) -> tuple[float, ...]:
     "`1,0.5` as a tuple of numbers."
-    try: return tuple(float(part) for part in text.split(','))
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers such as 1,0.5')
+    try:
+        return tuple(float(part) for part in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of numbers such as 1,0.5')
 
 def name_list(text: str) -> tuple[str, ...]:
     "`a,b` as a tuple of names."
@@ -32,14 +36,18 @@ def indices(text: str):
 
 def yes_or_no(text: str) -> bool:
     "`yes` or `no`."
-    if text not in ('yes', 'no'): raise argparse.ArgumentTypeError(f'{text!r} is neither yes nor no')
+    if text not in ('yes', 'no'):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither yes nor no')
     return text == 'yes'
 
 def shift(text: str) -> float | str:
     "A number, or `own`."
-    if text == 'own': return text
-    try: return float(text)
-    except ValueError: raise argparse.ArgumentTypeError(f'{text!r} is neither a number nor own')
+    if text == 'own':
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a number nor own')
 
 CONFIG_FLAGS = {  # field of Config: (type, help)
     'model': (str, 'tiny, a diffusers pipeline folder, or a hub name'), 'height': (int, 'pixels'), 'width': (int, 'pixels'),
@@ -73,7 +81,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}\n')
 
 def add_flags(build_parser, flags):
-    for name, (kind, text) in flags.items(): build_parser.add_argument('--' + name.replace('_', '-'), type=kind, default=None, help=text, metavar=name.upper())
+    for name, (kind, text) in flags.items():
+        build_parser.add_argument('--' + name.replace('_', '-'), type=kind, default=None, help=text, metavar=name.upper())
 
 def add_device(build_parser): build_parser.add_argument('--device', default=None, choices=('cpu', 'cuda'), help='default: a GPU where there is one')
 
@@ -82,7 +91,9 @@ def add_run(build_parser):
     build_parser.add_argument('--preset', default='tiny', help='tiny, paper, official_script, dance_grpo_flux, mix_grpo_flux, flow_grpo_sd3 or dense_grpo_sd3')
     build_parser.add_argument('--method', default=None, help='a row of the method table: g2rpo, dense_grpo, flow_grpo, dance_grpo, mix_grpo, ...')
     build_parser.add_argument('--psi', default=None, help='noise levels that g2rpo calibrate wrote')
-    add_device(build_parser); add_flags(build_parser, CONFIG_FLAGS); add_flags(build_parser, METHOD_FLAGS)
+    add_device(build_parser)
+    add_flags(build_parser, CONFIG_FLAGS)
+    add_flags(build_parser, METHOD_FLAGS)
 
 def build_parser() -> Parser:
     "The whole command line."
@@ -100,16 +111,19 @@ def build_parser() -> Parser:
     sub = commands.add_parser('demo', help='G2RPO on the embedded default, with base and tuned model compared', description='G2RPO on the embedded default.')
     sub.add_argument('--eval-prompts', type=int, default=200, help='held-out prompts to score on, at most 200')
     sub.add_argument('--out', default=None, help='new folder; default: under runs')
-    add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group_size')}); add_flags(sub, {k: METHOD_FLAGS[k] for k in ('granularities', 'eta')})
+    add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('iterations', 'seed', 'lr', 'group_size')})
+    add_flags(sub, {k: METHOD_FLAGS[k] for k in ('granularities', 'eta')})
     sub = commands.add_parser('calibrate', help='find how much noise each step should get, for dense_grpo', description='Calibrate ψ(t) by the signs of the gains (DenseGRPO, Algorithm 1).')
     sub.add_argument('--preset', default='tiny', help='tiny, dense_grpo_sd3, paper, ...: model, prompts, reward and grid')
     sub.add_argument('--out', required=True, help='new JSON file; its picture goes beside it')
-    add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch_size', 'guidance_scale', 'shift', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')}); add_flags(sub, CALIBRATION_FLAGS)
+    add_flags(sub, {k: CONFIG_FLAGS[k] for k in ('model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch_size', 'guidance_scale', 'shift', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')})
+    add_flags(sub, CALIBRATION_FLAGS)
     add_device(sub)
     for name, text in (('fetch', 'download the checkpoint of a scorer and convert it, or a set of prompts'), ('convert', 'bring in files of a scorer or of a set of prompts that are already here, pickles as safetensors')):
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or aesthetic; or a set of prompts such as hpdv2_train')
-        if name == 'convert': sub.add_argument('files', nargs='+', help='folder with the published files, or the file with the weights; of a set of prompts its files')
+        if name == 'convert':
+            sub.add_argument('files', nargs='+', help='folder with the published files, or the file with the weights; of a set of prompts its files')
         sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
     sub = commands.add_parser('repro', help='run a reproduction notebook and say whether its claims held', description='Run nbs/NAME.ipynb with papermill. Exit code 0: every claim held, on the first held-out scorer at equal cost (as published: at its iterations); 3: at least one did not, or could not be told.')
     sub.add_argument('name', help='main_table, ablation_lambda, step_robustness, dense_reward, ...')
@@ -148,7 +162,8 @@ def config(args):
         from g2rpo.core.psi import load_psi
         changes['psi'] = load_psi(args.psi)
     values = given(args, CONFIG_FLAGS)
-    if values.get('shift') == 'own': values['shift'] = None
+    if values.get('shift') == 'own':
+        values['shift'] = None
     return replace(cfg, **values, method=replace(method, **changes))
 
 def overrides(args) -> dict:
@@ -156,9 +171,12 @@ def overrides(args) -> dict:
     out = {}
     for text in args.override:
         key, sign, value = text.partition('=')
-        if not sign or key not in CONFIG_FLAGS: raise InputError(f'override={text!r} is not KEY=VALUE with a key of the config.')
-        try: out[key] = CONFIG_FLAGS[key][0](value)
-        except (ValueError, argparse.ArgumentTypeError) as error: raise InputError(f'override={text!r}: {error}.') from error
+        if not sign or key not in CONFIG_FLAGS:
+            raise InputError(f'override={text!r} is not KEY=VALUE with a key of the config.')
+        try:
+            out[key] = CONFIG_FLAGS[key][0](value)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise InputError(f'override={text!r}: {error}.') from error
     return out
 
 def run_config(args):
@@ -167,11 +185,15 @@ def run_config(args):
     from dataclasses import replace
     from pathlib import Path
     changes, file = overrides(args), Path(args.out)/'config.json'
-    if args.resume not in (None, 'latest') and not args.resume.isdigit(): raise InputError(f'resume={args.resume!r} is not the iteration of a checkpoint.')
-    if changes and not args.resume: raise InputError(f'override={args.override[0]!r} only makes sense with --resume; type the flag itself.')
+    if args.resume not in (None, 'latest') and not args.resume.isdigit():
+        raise InputError(f'resume={args.resume!r} is not the iteration of a checkpoint.')
+    if changes and not args.resume:
+        raise InputError(f'override={args.override[0]!r} only makes sense with --resume; type the flag itself.')
     typed = given(args, CONFIG_FLAGS) | given(args, METHOD_FLAGS) | given(args, ('method', 'psi'))
     if args.resume and file.exists() and not typed and args.preset == 'tiny':
         from g2rpo.training.run_dir import config_from_dict
-        try: return replace(config_from_dict(json.loads(file.read_text())), **changes)
-        except (json.JSONDecodeError, KeyError, TypeError) as error: raise InputError(f'{file} cannot be read ({error}); is it of another version?') from error
+        try:
+            return replace(config_from_dict(json.loads(file.read_text())), **changes)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f'{file} cannot be read ({error}); is it of another version?') from error
     return replace(config(args), **changes)

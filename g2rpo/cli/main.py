@@ -16,12 +16,14 @@ def device_of(args, ddp_timeout: int = 1800) -> str:
     "This process's device: the CPU if asked for, else its own GPU where there is one. Processes meet here, and wait `patience` seconds for one another from now on."
     from g2rpo.training.distributed import init_processes
     found = init_processes(ddp_timeout, args.device == 'cpu').device
-    if args.device == 'cuda' and found.type != 'cuda': raise InputError('device=cuda, but torch sees no GPU; use cpu.')
+    if args.device == 'cuda' and found.type != 'cuda':
+        raise InputError('device=cuda, but torch sees no GPU; use cpu.')
     return str(found)
 
 def make_panel(cfg, rewards: dict, at: str):
     "What `cfg` asks to be watched; None for nothing."
-    if not cfg.panel: return None
+    if not cfg.panel:
+        return None
     from g2rpo.models import tiny
     from g2rpo.training.panel import Panel
     from g2rpo.training.prompts import load_prompts
@@ -49,8 +51,10 @@ def calibrate_command(args) -> None:
     from g2rpo.training.config import open_policy
     from g2rpo.rewards.load import load_rewards
     from g2rpo.training.prompts import load_prompts
-    if Path(args.out).exists(): raise InputError(f'out={args.out!r} exists; choose another file.')
-    if len(cfg.rewards) != 1: raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
+    if Path(args.out).exists():
+        raise InputError(f'out={args.out!r} exists; choose another file.')
+    if len(cfg.rewards) != 1:
+        raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
     sign_prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device_of(args)).values()
     policy = open_policy(cfg, device_of(args))
     watch = lambda round, psi: print(f'round {round + 1}/{cal.rounds}  ψ ' + ' '.join(f'{p:.2f}' for p in psi.tolist()), flush=True)
@@ -64,7 +68,8 @@ def evaluate_command(args) -> None:
     from pathlib import Path
     run = Path(args.run)
     for part in ('config.json', 'weights'):
-        if not (run/part).exists(): raise InputError(f'run={args.run!r} has no {part}; pass the folder of a run that g2rpo train wrote.')
+        if not (run/part).exists():
+            raise InputError(f'run={args.run!r} has no {part}; pass the folder of a run that g2rpo train wrote.')
     from g2rpo.training.evaluate import EvalConfig, evaluate, paired_gain
     from g2rpo.models.loading import load_policy
     from g2rpo.models.weights import load_weights
@@ -79,7 +84,8 @@ def evaluate_command(args) -> None:
     protocol = EvalConfig(tuple(words), args.seeds, args.T, policy.height, policy.width, args.scorers, scorer_hashes(scorers))
     base, tuned = evaluate(policy, protocol, scorers, cfg['batch']), evaluate(load_weights(policy, run/'weights'), protocol, scorers, cfg['batch'])
     print(f'protocol {protocol.id()}: {len(words)} prompts × {len(args.seeds)} seeds, {args.T} steps, {policy.width}x{policy.height} pixels')
-    for name in scorers: print(f'{name:14}{paired_gain(base[name], tuned[name])}')
+    for name in scorers:
+        print(f'{name:14}{paired_gain(base[name], tuned[name])}')
 
 def demo_command(args) -> None:
     "`g2rpo demo`."
@@ -87,18 +93,21 @@ def demo_command(args) -> None:
     cfg = config(args)
     from g2rpo.cli import demo
     out, n = Path(args.out or f'runs/demo-seed{cfg.seed}'), 2
-    while not args.out and out.exists(): out, n = Path(f'runs/demo-seed{cfg.seed}-{n}'), n + 1
+    while not args.out and out.exists():
+        out, n = Path(f'runs/demo-seed{cfg.seed}-{n}'), n + 1
     demo.run_demo(cfg, out, args.eval_prompts)
 
 def doctor_command(args) -> int:
     "`g2rpo doctor`."
     import os
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise InputError(f'WORLD_SIZE={os.environ["WORLD_SIZE"]}: the doctor looks at one machine in one process; run it without a launcher and say --processes {os.environ["WORLD_SIZE"]}.')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise InputError(f'WORLD_SIZE={os.environ["WORLD_SIZE"]}: the doctor looks at one machine in one process; run it without a launcher and say --processes {os.environ["WORLD_SIZE"]}.')
     cfg = config(args)
     import torch
     from g2rpo.plan.doctor import diagnose
     at = torch.device(device_of(args))
-    if args.processes is not None and args.processes < 1: raise InputError(f'processes={args.processes} must be at least 1.')
+    if args.processes is not None and args.processes < 1:
+        raise InputError(f'processes={args.processes} must be at least 1.')
     fine, processes = True, args.processes or (torch.cuda.device_count() if at.type == 'cuda' else 1)
     for finding in diagnose(cfg, at, processes, args.out):
         fine &= finding.fine
@@ -109,7 +118,8 @@ def doctor_command(args) -> int:
 def is_prompt_set(args) -> bool:
     "Whether what is asked for is a set of prompts, which has one place."
     from g2rpo.training.prompts import PROMPT_SETS
-    if args.asset in PROMPT_SETS and args.out: raise InputError(f'out={args.out!r}: prompts are kept where they are found by name; leave it, or set G2RPO_ASSETS.')
+    if args.asset in PROMPT_SETS and args.out:
+        raise InputError(f'out={args.out!r}: prompts are kept where they are found by name; leave it, or set G2RPO_ASSETS.')
     return args.asset in PROMPT_SETS
 
 def fetch_command(args) -> None:
@@ -123,17 +133,22 @@ def convert_command(args) -> None:
     from pathlib import Path
     from g2rpo.rewards.checkpoints import convert_asset
     from g2rpo.training.prompts import store_prompts
-    if is_prompt_set(args): print(f'{args.asset} is in {store_prompts(args.asset, [Path(file) for file in args.files])}')
-    elif len(args.files) > 1: raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, or the one with its weights.')
-    else: print(f'{args.asset} is in {convert_asset(args.asset, args.files[0], args.out)}')
+    if is_prompt_set(args):
+        print(f'{args.asset} is in {store_prompts(args.asset, [Path(file) for file in args.files])}')
+    elif len(args.files) > 1:
+        raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, or the one with its weights.')
+    else:
+        print(f'{args.asset} is in {convert_asset(args.asset, args.files[0], args.out)}')
 
 def repro_command(args) -> int:
     "`g2rpo repro`."
     from g2rpo.study.reproduction import reproduce
     said = dict(args.parameters) | ({'dry_run': 'True'} if args.dry_run else {}) | {key: value for key in ('preset', 'launcher') if (value := getattr(args, key))}
     row = reproduce(args.name, said, args.out)
-    for claim, verdict in row.get('claims', {}).items(): print(f'{claim:32} {verdict}')
-    if args.dry_run: return 1 if row['failed'] else 0
+    for claim, verdict in row.get('claims', {}).items():
+        print(f'{claim:32} {verdict}')
+    if args.dry_run:
+        return 1 if row['failed'] else 0
     return 3 if any(verdict != 'holds' for verdict in row.get('claims', {}).values()) else 0
 
 COMMANDS = dict(repro=repro_command, train=train_command, doctor=doctor_command, calibrate=calibrate_command, fetch=fetch_command, convert=convert_command, evaluate=evaluate_command, demo=demo_command)
@@ -141,7 +156,8 @@ COMMANDS = dict(repro=repro_command, train=train_command, doctor=doctor_command,
 def main(argv=None) -> int:
     "Entry point: 0 done, 1 a run that stopped itself or a doctor that found something, 3 a reproduction whose claims did not all hold, 2 input that cannot work, 130 stopped by hand with nothing to keep."
     args = build_parser().parse_args(argv)
-    try: code = COMMANDS[args.command](args)
+    try:
+        code = COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print('g2rpo: stopped by hand.', file=sys.stderr)
         return 130
@@ -150,4 +166,5 @@ def main(argv=None) -> int:
         return 2 if isinstance(error, InputError) else 1
     return code or 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # `python -m g2rpo.cli`, not the notebook
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())  # `python -m g2rpo.cli`, not the notebook

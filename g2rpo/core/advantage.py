@@ -19,24 +19,29 @@ def is_constant(rewards: Tensor) -> Tensor:
 
 def group_advantage(rewards: Tensor, eps: float = 1e-8, ddof: int = 1, std: Tensor | None = None) -> Tensor:
     "Normalised rewards within each group (..., G), by the group's std or a given one; exactly 0 for constant groups."
-    if std is None: std = rewards.std(-1, correction=ddof, keepdim=True)
+    if std is None:
+        std = rewards.std(-1, correction=ddof, keepdim=True)
     return torch.where(is_constant(rewards)[..., None], 0., (rewards - rewards.mean(-1, keepdim=True))/(std + eps))
 
 # %% ../../nbs/core/13_advantage.ipynb #cell-09
 def normalise_rewards(rewards: Tensor, method, gather=None) -> Tensor:
     "Advantages (..., P, G) as `method` normalises; `gather` collects rows of dimension 0 from all processes for the global std."
     eps, ddof = method.eps, method.ddof
-    if method.normalise == 'start': return group_advantage(rewards.unflatten(-1, (method.starts, -1)), eps, ddof).flatten(-2)
-    if method.normalise == 'group': return group_advantage(rewards, eps, ddof)
+    if method.normalise == 'start':
+        return group_advantage(rewards.unflatten(-1, (method.starts, -1)), eps, ddof).flatten(-2)
+    if method.normalise == 'group':
+        return group_advantage(rewards, eps, ddof)
     everyone = rewards.movedim(-2, 0)                                       # (P, ..., G)
-    if gather: everyone = gather(everyone.contiguous())
+    if gather:
+        everyone = gather(everyone.contiguous())
     return group_advantage(rewards, eps, std=everyone.movedim(0, -2).flatten(-2).std(-1, correction=ddof)[..., None, None])
 
 # %% ../../nbs/core/13_advantage.ipynb #cell-12
 def fuse_advantages(rewards: dict[str, Tensor], weights: dict[str, float] | None = None, clip: float = 5.0, normalise=group_advantage) -> Tensor:
     "Advantages (..., G) from rewards scorer → (Λ, ..., G): normalise each group, sum over Λ and scorers, clamp to ±`clip`."
     weights = weights or dict.fromkeys(rewards, 1.)
-    if weights.keys() != rewards.keys(): raise InputError(f'weights for {sorted(weights)} but rewards from {sorted(rewards)}: name the same scorers.')
+    if weights.keys() != rewards.keys():
+        raise InputError(f'weights for {sorted(weights)} but rewards from {sorted(rewards)}: name the same scorers.')
     return sum(weights[name]*normalise(r).sum(0) for name, r in rewards.items()).clamp(-clip, clip)
 
 # %% ../../nbs/core/13_advantage.ipynb #cell-15
@@ -44,8 +49,10 @@ MIXES = ('advantage', 'reward')
 
 def compute_advantages(method, plan, rewards: dict[str, Tensor], gather=None, weights: dict[str, float] | None = None, mix: str = 'advantage') -> Tensor:
     "Advantages (K, P, G) of the trained steps from rewards scorer → (Λ, V, P, G) of the pictures of `plan`; scorers weighted after normalising (`advantage`) or before (`reward`)."
-    if one_of('mix', mix, MIXES) == 'reward': rewards, weights = dict(sum=sum((weights or dict.fromkeys(rewards, 1.))[name]*r for name, r in rewards.items())), None
+    if one_of('mix', mix, MIXES) == 'reward':
+        rewards, weights = dict(sum=sum((weights or dict.fromkeys(rewards, 1.))[name]*r for name, r in rewards.items())), None
     credits = {name: CREDITS[method.credit](r, len(plan.noisy))[:, :len(plan.trained)] for name, r in rewards.items()}
     out = fuse_advantages(credits, weights, method.adv_clip, lambda r: normalise_rewards(r, method, gather))
-    if not method.noise_weighted: return out
+    if not method.noise_weighted:
+        return out
     return out*noise_weights(torch.stack([plan.std(k) for k in plan.trained])).to(out)[:, None, None]

@@ -20,7 +20,8 @@ def group_by_state(t: Tensor, states: int) -> Tensor:
 def used_steps(method: Method, K: int, prompts: list[str], states: int, seed: int, iteration: int) -> Tensor:
     "Which of K steps each state trains on, (K, P, S) bool."
     keep = max(1, int(K*method.timestep_fraction))
-    if keep == K: return torch.ones(K, len(prompts), states, dtype=torch.bool)
+    if keep == K:
+        return torch.ones(K, len(prompts), states, dtype=torch.bool)
     order = lambda p, s: keyed_noise((K,), 'used', seed, iteration, p, s).argsort().argsort() < keep
     return torch.stack([torch.stack([order(p, s) for s in range(states)], 1) for p in prompts], 1)
 
@@ -30,12 +31,14 @@ def optimiser_steps(method: Method, used: Tensor, size: int) -> list[list[tuple[
     rows = torch.arange(P*S).reshape(P, S)
     shares = [torch.zeros(P, S, dtype=torch.bool).index_fill(1, s, True) for s in torch.arange(S).tensor_split(method.updates)]
     batches = lambda j, share: [(j, part) for part in rows[used[j] & share].split(size) if len(part)]
-    if method.update == 'per_step': return [batches(j, torch.ones(P, S, dtype=torch.bool)) for j in range(K)]
+    if method.update == 'per_step':
+        return [batches(j, torch.ones(P, S, dtype=torch.bool)) for j in range(K)]
     return [[b for j in range(K) for b in batches(j, share)] for share in shares]
 
 # %% ../../nbs/core/09_batches.ipynb #cell-06
 def add_remaining(batches: list[Tensor], total: int, size: int) -> list[Tensor]:
     "Batches of rows, and the rows of `total` that are in none."
     rest = torch.ones(total, dtype=torch.bool)
-    for rows in batches: rest[rows] = False
+    for rows in batches:
+        rest[rows] = False
     return batches + [rows for rows in rest.nonzero().flatten().split(size) if len(rows)]

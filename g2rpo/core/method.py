@@ -56,33 +56,46 @@ class Method:
 
     def __post_init__(self):
         object.__setattr__(self, 'granularities', check_granularities(self.granularities))
-        if not isinstance(self.steps, str): object.__setattr__(self, 'steps', tuple(self.steps))
-        elif self.steps not in ('half', 'all'): raise InputError(f'steps={self.steps!r} must be half, all or indices such as 0,1,2.')
+        if not isinstance(self.steps, str):
+            object.__setattr__(self, 'steps', tuple(self.steps))
+        elif self.steps not in ('half', 'all'):
+            raise InputError(f'steps={self.steps!r} must be half, all or indices such as 0,1,2.')
         for field, choices in dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit=CREDITS, normalise=NORMALISE, update=UPDATES, kl=(None, *KLS)).items():
             one_of(field, getattr(self, field), choices)
-        for field in ('eta', 'adv_clip', 'clip_range', 'timestep_fraction'): above(field, getattr(self, field), 0)
-        for field, low in dict(starts=0, updates=1, ddof=0, beta=0, ema=0, eps=0, merge_min_std=0).items(): at_least(field, getattr(self, field), low)
-        for a, b, why in contradictions(self): raise InputError(f'{a}={show_field(self, a)} and {b}={show_field(self, b)} contradict each other: {why}.')
+        for field in ('eta', 'adv_clip', 'clip_range', 'timestep_fraction'):
+            above(field, getattr(self, field), 0)
+        for field, low in dict(starts=0, updates=1, ddof=0, beta=0, ema=0, eps=0, merge_min_std=0).items():
+            at_least(field, getattr(self, field), low)
+        for a, b, why in contradictions(self):
+            raise InputError(f'{a}={show_field(self, a)} and {b}={show_field(self, b)} contradict each other: {why}.')
 
     def noisy_steps(self, T: int, seed: int = 0, iteration: int = 0) -> tuple[int, ...]:
         "The indices that take noise and are trained on, on a grid of `T` steps."
-        if self.window: return self.window.steps(T, seed, iteration)
+        if self.window:
+            return self.window.steps(T, seed, iteration)
         named = dict(half=range(T//2), all=range(T - 1))
         steps = check_steps(named[self.steps] if isinstance(self.steps, str) else self.steps, T)
-        if self.form == 'cps' and T - 1 in steps: raise InputError(f'steps={list(steps)} and form=\'cps\' contradict each other: that form has no noise at the last index, {T - 1}.')
-        if self.last_noisy and T - 1 in steps: raise InputError(f'steps={list(steps)} and last_noisy=True contradict each other: nothing is trained on the last index, {T - 1}; leave it out.')
-        if len(steps) == 1 and self.credit in DENSE_CREDITS: raise InputError(f'steps={list(steps)} and credit={self.credit!r} contradict each other: a gain compares states along several noisy steps.')
+        if self.form == 'cps' and T - 1 in steps:
+            raise InputError(f'steps={list(steps)} and form=\'cps\' contradict each other: that form has no noise at the last index, {T - 1}.')
+        if self.last_noisy and T - 1 in steps:
+            raise InputError(f'steps={list(steps)} and last_noisy=True contradict each other: nothing is trained on the last index, {T - 1}; leave it out.')
+        if len(steps) == 1 and self.credit in DENSE_CREDITS:
+            raise InputError(f'steps={list(steps)} and credit={self.credit!r} contradict each other: a gain compares states along several noisy steps.')
         return steps
 
     def check(self, T: int, group_size: int) -> None:
         "Refuse a grid of `T` steps and groups of `group` members that this method cannot work on."
         self.noisy_steps(T)
         states = self.starts or group_size
-        if group_size % states: raise InputError(f'group_size={group_size} and starts={self.starts} contradict each other: each start needs the same number of members.')
-        if self.explore == 'single' and group_size < 2*states: raise InputError(f'group_size={group_size} and starts={self.starts} contradict each other: branches of one start are compared, so each needs two.')
+        if group_size % states:
+            raise InputError(f'group_size={group_size} and starts={self.starts} contradict each other: each start needs the same number of members.')
+        if self.explore == 'single' and group_size < 2*states:
+            raise InputError(f'group_size={group_size} and starts={self.starts} contradict each other: branches of one start are compared, so each needs two.')
         sharing = group_size if self.explore == 'chain' else states
-        if self.updates > sharing: raise InputError(f'updates={self.updates} and group_size={group_size} contradict each other: an optimiser step needs a state of its own, and there are {sharing} a prompt.')
-        if self.psi and len(self.psi.values) != T: raise InputError(f'psi.grid has {len(self.psi.values)} steps and T={T}: calibrate ψ on the grid it is used on.')
+        if self.updates > sharing:
+            raise InputError(f'updates={self.updates} and group_size={group_size} contradict each other: an optimiser step needs a state of its own, and there are {sharing} a prompt.')
+        if self.psi and len(self.psi.values) != T:
+            raise InputError(f'psi.grid has {len(self.psi.values)} steps and T={T}: calibrate ψ on the grid it is used on.')
 
     def plan(self, grid: Tensor, seed: int = 0, iteration: int = 0) -> 'Plan':
         "What an iteration does on `grid`."

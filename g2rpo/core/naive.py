@@ -26,23 +26,29 @@ def naive_rollout(policy, method: Method, prompts: list[str], T: int, group_size
         eps = step_noise(shape, seed, iteration, prompts[p:p + 1], k, group_size, dev)[:, g:g + 1]
         return take_noisy_step(policy, method, plan, k, x[None, None], eps, cond.take(torch.tensor([p])), [torch.tensor([0])], ledger)
     def picture(x, way, p):
-        for i, j in zip(way[:-1], way[1:]): x = ode(x, i, j, p)
+        for i, j in zip(way[:-1], way[1:]):
+            x = ode(x, i, j, p)
         return x
     def trajectory(x, p, g):
         "The noisy stops of member `g` from start `x`, and its pictures λ → [x0]."
         stops, states = {}, []
         for i in range(T if single else plan.noisy[-1] + 1):
-            if i in plan.noisy: states.append(x); stops[i] = noisy(x, i, p, g)
+            if i in plan.noisy:
+                states.append(x)
+                stops[i] = noisy(x, i, p, g)
             x = stops[i].y[0, 0] if i in stops and not single else trunks[p, g*S//group_size, i + 1] if single else ode(x, i, i + 1, p)
-        if plan.finish is not None: return stops, {1: [dpm_finish(policy, stops[plan.noisy[-1]], plan, cond.take(torch.tensor([p])), 1, ledger)[0, 0]]}
+        if plan.finish is not None:
+            return stops, {1: [dpm_finish(policy, stops[plan.noisy[-1]], plan, cond.take(torch.tensor([p])), 1, ledger)[0, 0]]}
         at = [stops[k].y[0, 0] for k in plan.noisy] if single else [*states, x][-len(plan.endpoints):]
         return stops, {lam: [picture(state, ways[lam], p) for state, ways in zip(at, plan.endpoints)] for lam in plan.endpoints[0]}
     trunks, found = {}, {}
     for p, z in enumerate(start_noise(shape, seed, iteration, prompts, S, dev)):
         for s in range(S if single else 0):
             trunks[p, s, 0] = z[s]
-            for i in range(T): trunks[p, s, i + 1] = ode(trunks[p, s, i], i, i + 1, p)
-        for g in range(group_size): found[p, g] = trajectory(z[g*S//group_size], p, g)
+            for i in range(T):
+                trunks[p, s, i + 1] = ode(trunks[p, s, i], i, i + 1, p)
+        for g in range(group_size):
+            found[p, g] = trajectory(z[g*S//group_size], p, g)
     every = lambda pick: torch.stack([torch.stack([pick(found[p, g]) for g in range(group_size)]) for p in range(len(prompts))])
     K, some = plan.trained, slice(None, None, group_size//S if single else 1)
     parts = {name: torch.stack([every(lambda f: getattr(f[0][k], name)[0, 0]) for k in K]) for name in ('x', 'y', 'old_log_prob', 'mean')}

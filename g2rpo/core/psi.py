@@ -25,25 +25,35 @@ class Psi:
 
     def __post_init__(self):
         one_of('psi.kind', self.kind, PSI_KINDS)
-        for field in ('values', 'grid'): object.__setattr__(self, field, tuple(map(float, getattr(self, field))))
-        if len(self.grid) != len(self.values) + 1: raise InputError(f'psi.values has {len(self.values)} entries and psi.grid {len(self.grid)}; a grid has one more time than steps.')
-        if not all(0 < v < float('inf') for v in self.values): raise InputError(f'psi.values={list(self.values)} must all be greater than 0.')
+        for field in ('values', 'grid'):
+            object.__setattr__(self, field, tuple(map(float, getattr(self, field))))
+        if len(self.grid) != len(self.values) + 1:
+            raise InputError(f'psi.values has {len(self.values)} entries and psi.grid {len(self.grid)}; a grid has one more time than steps.')
+        if not all(0 < v < float('inf') for v in self.values):
+            raise InputError(f'psi.values={list(self.values)} must all be greater than 0.')
 
     def levels(self, grid: Tensor) -> Tensor:
         "The level of each step of `grid`, (T,) float64; refused for any grid but its own."
-        if len(grid) != len(self.grid): raise InputError(f'psi.grid has {len(self.values)} steps, but T={len(grid) - 1}; calibrate ψ on the grid it is used on.')
+        if len(grid) != len(self.grid):
+            raise InputError(f'psi.grid has {len(self.values)} steps, but T={len(grid) - 1}; calibrate ψ on the grid it is used on.')
         own = torch.tensor(self.grid, dtype=torch.float64)
-        if (own - grid.cpu()).abs().max() > 1e-6: raise InputError(f'psi.grid={[round(s, 4) for s in self.grid]} is not the grid {[round(s, 4) for s in grid.tolist()]}; calibrate ψ on the grid it is used on.')
+        if (own - grid.cpu()).abs().max() > 1e-6:
+            raise InputError(f'psi.grid={[round(s, 4) for s in self.grid]} is not the grid {[round(s, 4) for s in grid.tolist()]}; calibrate ψ on the grid it is used on.')
         psi = torch.tensor(self.values, dtype=torch.float64, device=grid.device)
-        if self.kind == 'absolute': return psi
+        if self.kind == 'absolute':
+            return psi
         return psi*(grid[:-1]/(1 - torch.where(grid[:-1] == 1, grid[1], grid[:-1]))).sqrt()
 
 def load_psi(path) -> Psi:
     "The ψ of an artefact that `g2rpo calibrate` wrote."
-    try: saved = json.loads(Path(path).read_text())
-    except FileNotFoundError: raise InputError(f'psi={str(path)!r} does not exist; write it with g2rpo calibrate.') from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error: raise InputError(f'psi={str(path)!r} is not a calibration: {str(error).splitlines()[0]}.') from None
-    if not isinstance(saved, dict) or not {'values', 'grid', 'kind'} <= saved.keys(): raise InputError(f'psi={str(path)!r} is not a calibration: it lacks values, grid or kind.')
+    try:
+        saved = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f'psi={str(path)!r} does not exist; write it with g2rpo calibrate.') from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f'psi={str(path)!r} is not a calibration: {str(error).splitlines()[0]}.') from None
+    if not isinstance(saved, dict) or not {'values', 'grid', 'kind'} <= saved.keys():
+        raise InputError(f'psi={str(path)!r} is not a calibration: it lacks values, grid or kind.')
     return Psi(tuple(saved['values']), tuple(saved['grid']), saved['kind'])
 
 # %% ../../nbs/core/04_psi.ipynb #cell-08
@@ -52,7 +62,8 @@ PSI_CRITERIA = ('fraction', 'count')
 def is_balanced(gains: Tensor, criterion: str = 'fraction', eps1: float = 2) -> Tensor:
     "Which steps have room for more noise, (K,) bool, from gains (K, N)."
     up, down = (gains > 0).sum(1), (gains < 0).sum(1)
-    if one_of('criterion', criterion, PSI_CRITERIA) == 'count': return (up - down).abs() < eps1
+    if one_of('criterion', criterion, PSI_CRITERIA) == 'count':
+        return (up - down).abs() < eps1
     n = (up + down).clamp(min=1)
     return (up - down).abs()/n < n**-.5
 

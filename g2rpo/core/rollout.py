@@ -68,12 +68,14 @@ def sample_steps(policy, method: Method, plan: Plan, x: Tensor, noise, batches: 
     "From start noise `x` (P, S, N, C) to the last noisy index; `noise(k)` gives directions (P, G, N, C), `batches[k]` rows."
     P, stops = len(x), {}
     for i in range(plan.noisy[-1] + 1):
-        if i in plan.noisy and method.explore == 'chain': x = x.repeat_interleave(group_size//x.shape[1], 1)   # from here on one state a member
+        if i in plan.noisy and method.explore == 'chain':
+            x = x.repeat_interleave(group_size//x.shape[1], 1)   # from here on one state a member
         S = x.shape[1]
         if i in plan.noisy:
             stops[i] = take_noisy_step(policy, method, plan, i, x, noise(i), cond, batches.get(i) or torch.arange(P*S).split(batch_size), ledger)
             v, y = stops[i].v, stops[i].y
-        else: v = batched_velocity(policy, x.flatten(0, 1), plan.grid[i].expand(P*S), cond, torch.arange(P*S)//S, batch_size, ledger).unflatten(0, (P, S))
+        else:
+            v = batched_velocity(policy, x.flatten(0, 1), plan.grid[i].expand(P*S), cond, torch.arange(P*S)//S, batch_size, ledger).unflatten(0, (P, S))
         x = y if i in plan.noisy and method.explore == 'chain' else ode_step(x.flatten(0, 1), v.flatten(0, 1), plan.grid[i], plan.grid[i + 1]).unflatten(0, (P, S))
     return stops
 
@@ -84,10 +86,12 @@ def complete_states(policy, states: list[Tensor], nodes: list[dict[int, list[int
     rows, out = torch.arange(P).repeat_interleave(G), {lam: [None]*len(states) for lam in nodes[0]}
     onward = [{lam: dict(zip(way[:-1], way[1:])) for lam, way in ways.items()} for ways in nodes]
     front = defaultdict(list)                                # node → [(picture, granularities, states (P·G, N, C))]
-    for n, (state, ways) in enumerate(zip(states, nodes)): front[next(iter(ways.values()))[0]].append((n, tuple(ways), state.flatten(0, 1)))
+    for n, (state, ways) in enumerate(zip(states, nodes)):
+        front[next(iter(ways.values()))[0]].append((n, tuple(ways), state.flatten(0, 1)))
     for i in range(T):
         here = front.pop(i, [])
-        if not here: continue
+        if not here:
+            continue
         x = torch.cat([state for *_, state in here])
         v = batched_velocity(policy, x, grid[i].expand(len(x)), cond, rows.repeat(len(here)), batch_size, ledger)
         for (n, lams, state), v_here in zip(here, v.split(P*G)):
@@ -95,7 +99,8 @@ def complete_states(policy, states: list[Tensor], nodes: list[dict[int, list[int
                 same = tuple(lam for lam in lams if onward[n][lam][i] == node)
                 front[node].append((n, same, ode_step(state, v_here, grid[i], grid[node])))
     for n, lams, state in front[T]:
-        for lam in lams: out[lam][n] = state.unflatten(0, (P, G))
+        for lam in lams:
+            out[lam][n] = state.unflatten(0, (P, G))
     return {lam: torch.stack(pictures) for lam, pictures in out.items()}
 
 def dpm_finish(policy, stop: NoisyStep, plan: Plan, cond, batch_size: int, ledger: Ledger) -> Tensor:
@@ -110,8 +115,10 @@ def dpm_finish(policy, stop: NoisyStep, plan: Plan, cond, batch_size: int, ledge
 
 def complete_latents(policy, method: Method, plan: Plan, stops: dict[int, NoisyStep], cond, batch_size: int, ledger: Ledger) -> dict[int, Tensor]:
     "The pictures of the plan, λ → (V, P, G, N, C). A state whose velocity the walk already has takes its first ODE step for nothing."
-    if plan.finish is not None: return {1: dpm_finish(policy, stops[plan.noisy[-1]], plan, cond, batch_size, ledger)[None]}
-    if method.explore == 'single': return complete_states(policy, [stops[k].y for k in plan.noisy], list(plan.endpoints), plan.grid, cond, batch_size, ledger)
+    if plan.finish is not None:
+        return {1: dpm_finish(policy, stops[plan.noisy[-1]], plan, cond, batch_size, ledger)[None]}
+    if method.explore == 'single':
+        return complete_states(policy, [stops[k].y for k in plan.noisy], list(plan.endpoints), plan.grid, cond, batch_size, ledger)
     states, nodes = [], []
     for k, ways in zip(plan.noisy, plan.endpoints[:-1]):
         at = stops[k]

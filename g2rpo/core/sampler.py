@@ -54,7 +54,8 @@ def log_prob(form: str, sample: Tensor, mean: Tensor, std: Tensor, batch_dims: i
     "Mean log-density of `sample` over all but the first `batch_dims` dimensions, in float32 or better."
     full = torch.promote_types(mean.dtype, torch.float32)
     square = (sample.detach().to(full) - mean.to(full))**2
-    if one_of('form', form, FORMS) == 'cps': return -square.flatten(batch_dims).mean(-1)
+    if one_of('form', form, FORMS) == 'cps':
+        return -square.flatten(batch_dims).mean(-1)
     std = std.to(full)
     return (-square/(2*std**2) - std.log() - .5*math.log(2*math.pi)).flatten(batch_dims).mean(-1)
 
@@ -62,7 +63,9 @@ def log_prob(form: str, sample: Tensor, mean: Tensor, std: Tensor, batch_dims: i
 def dpm_step(x: Tensor, x0: Tensor, x0_before: Tensor | None, sigma_before, sigma, sigma_next) -> Tensor:
     "DPM-Solver++(2M) from `sigma` to `sigma_next` with the clean estimates here and one node before (Lu et al. 2022, Alg. 2)."
     logsnr = lambda s: torch.log((1 - s)/s)
-    if sigma_next == 0: return x0
+    if sigma_next == 0:
+        return x0
     h = logsnr(sigma_next) - logsnr(sigma)
-    if x0_before is not None and sigma_before < 1: x0 = x0 + broadcast_like(h/(2*(logsnr(sigma) - logsnr(sigma_before))), x)*(x0 - x0_before)
+    if x0_before is not None and sigma_before < 1:
+        x0 = x0 + broadcast_like(h/(2*(logsnr(sigma) - logsnr(sigma_before))), x)*(x0 - x0_before)
     return broadcast_like(sigma_next/sigma, x)*x - broadcast_like((1 - sigma_next)*torch.expm1(-h), x)*x0

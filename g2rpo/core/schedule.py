@@ -43,7 +43,8 @@ PLACEMENTS = ('official', 'paper')
 
 def completion_nodes(T: int, k: int, lam: int, placement: str = 'official') -> list[int]:
     "Indices at which a branch that took its noise at `k` is evaluated on granularity `lam` (G²RPO, §3.3)."
-    if one_of('placement', placement, PLACEMENTS) == 'paper': return list(range(k + 1, T, lam))
+    if one_of('placement', placement, PLACEMENTS) == 'paper':
+        return list(range(k + 1, T, lam))
     return ([k + 1] + list(range(k + 2, T + 1, lam)))[:-1]
 
 def check_granularities(lams) -> tuple[int, ...]:
@@ -66,7 +67,8 @@ FORMS = ('flow', 'dance', 'cps')
 def noise_levels(grid: Tensor, eta: float, form: str = 'flow') -> Tensor:
     "Level of each step of `grid`, (T,) float64: `flow` η√(σ/(1−σ)) guarded at σ=1, `dance` and `cps` the constant η."
     above('eta', eta, 0)
-    if one_of('form', form, FORMS) != 'flow': return torch.full_like(grid[:-1], eta)
+    if one_of('form', form, FORMS) != 'flow':
+        return torch.full_like(grid[:-1], eta)
     denominator = 1 - torch.where(grid[:-1] == 1, grid[1], grid[:-1])
     return eta*(grid[:-1]/denominator).sqrt()
 
@@ -81,7 +83,8 @@ def even_nodes(T: int, i: int, n: int | None = None) -> list[int]:
 def compressed_grid(grid: Tensor, last: int, share: float) -> Tensor:
     "Times from the node after index `last` to 0 that keep a `share` of the steps, float64 (MixGRPO-Flash)."
     T = len(grid) - 1
-    if last + 1 == T: return grid[T:]
+    if last + 1 == T:
+        return grid[T:]
     n, t = max(int((T - last)*share), 2), 1 - (last + 1)/T
     sigma = grid[last + 1]
     shift = (sigma/(1 - sigma)*(1 - t)/t).item()                        # of this grid, at this node

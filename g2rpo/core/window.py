@@ -23,21 +23,27 @@ class Window:
     half: bool = False             # confined to the first half of the grid (Flow-GRPO-Fast) instead of all but the last two steps (MixGRPO)
 
     def __post_init__(self):
-        one_of('window.moves', self.moves, MOVES); at_least('window.size', self.size, 1); at_least('window.every', self.every, 1)
+        one_of('window.moves', self.moves, MOVES)
+        at_least('window.size', self.size, 1)
+        at_least('window.every', self.every, 1)
 
     def hold(self, start: int, limit: int) -> int:
         "Iterations for which the window stays at `start`."
         if self.moves == 'decay':
             least = max(1, self.every//4)
             return max(least, int(self.every*(1 - start/limit) + least*start/limit))
-        if self.moves == 'exp_decay': return math.ceil(self.every*math.exp(-.1*max(0, start - 13)))
+        if self.moves == 'exp_decay':
+            return math.ceil(self.every*math.exp(-.1*max(0, start - 13)))
         return self.every
 
     def steps(self, T: int, seed: int, iteration: int) -> tuple[int, ...]:
         "The indices inside the window at `iteration` on a grid of `T` steps."
         limit, start = T//2 if self.half else T - 2, 0
-        if self.size > limit: raise InputError(f'window.size={self.size} is wider than the {limit} indices it may use on a grid of T={T}.')
-        if self.moves == 'random': start = random.Random(f'window-{seed}-{iteration}').randint(0, limit - self.size)
+        if self.size > limit:
+            raise InputError(f'window.size={self.size} is wider than the {limit} indices it may use on a grid of T={T}.')
+        if self.moves == 'random':
+            start = random.Random(f'window-{seed}-{iteration}').randint(0, limit - self.size)
         elif self.moves != 'fixed':
-            while iteration >= (hold := self.hold(start, limit)): iteration, start = iteration - hold, (start + 1) % limit
+            while iteration >= (hold := self.hold(start, limit)):
+                iteration, start = iteration - hold, (start + 1) % limit
         return tuple(range(start, min(start + self.size, limit)))

@@ -25,7 +25,8 @@ class FluxPolicy(Policy):
     def inference_grid(self, T: int) -> Tensor:
         "The pipeline's inference grid, (T+1,) float64."
         c = self.pipe.scheduler.config
-        if not c.use_dynamic_shifting: return shift_grid(T, c.shift)
+        if not c.use_dynamic_shifting:
+            return shift_grid(T, c.shift)
         return dynamic_grid(T, dynamic_mu(self.latent_shape[0], c.base_shift, c.max_shift, c.base_image_seq_len, c.max_image_seq_len))
 
     def read(self, prompt: str): return self.pipe.encode_prompt(prompt, None, device=self.device, max_sequence_length=self.max_tokens)[:2]
@@ -64,7 +65,8 @@ class SD3Policy(Policy):
     def inference_grid(self, T: int) -> Tensor:
         "The pipeline's inference grid, (T+1,) float64."
         c = self.pipe.scheduler.config
-        if c.use_dynamic_shifting: raise InputError('this SD3 pipeline has a scheduler with use_dynamic_shifting, which no SD3 release has; save it with a fixed shift.')
+        if c.use_dynamic_shifting:
+            raise InputError('this SD3 pipeline has a scheduler with use_dynamic_shifting, which no SD3 release has; save it with a fixed shift.')
         return sd3_grid(T, c.shift, c.num_train_timesteps)
 
     def read(self, prompt: str):

@@ -25,32 +25,42 @@ def family_of(model, revision: str | None = None) -> type[Policy]:
     folder = Path(model)
     if folder.exists() and not (folder/'model_index.json').is_file():
         raise InputError(f'model={str(model)!r} is not a diffusers pipeline: it has no model_index.json. Pass the folder that save_pretrained made.')
-    try: name = DiffusionPipeline.load_config(model, revision=None if folder.exists() else revision)['_class_name']
-    except (OSError, ValueError, KeyError) as error: raise InputError(f'model={str(model)!r} cannot be loaded: {str(error).splitlines()[0]}') from error
-    if name not in FAMILIES: raise InputError(f'model={str(model)!r} is a {name}; supported are {", ".join(FAMILIES)}.')
+    try:
+        name = DiffusionPipeline.load_config(model, revision=None if folder.exists() else revision)['_class_name']
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f'model={str(model)!r} cannot be loaded: {str(error).splitlines()[0]}') from error
+    if name not in FAMILIES:
+        raise InputError(f'model={str(model)!r} is a {name}; supported are {", ".join(FAMILIES)}.')
     return FAMILIES[name]
 
 def load_policy(model, height: int, width: int, max_tokens: int = 512, device: str = 'cpu', guidance_scale: float = 1.0, shift: float | None = 3.0, revision: str | None = None,
                 dtype: str = 'fp32', encoder_dtype: str = 'fp32', offload: bool = False, cache=None) -> Policy:
     "Load a pipeline (`tiny`, a folder or a hub name) as a policy for images of `height` by `width` pixels; `shift` None trains on the pipeline's own grid. Only safetensors are opened."
-    if torch.device(device).type == 'cuda' and not torch.cuda.is_available(): raise InputError(f'device={device!r}, but torch sees no GPU; use cpu.')
+    if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
+        raise InputError(f'device={device!r}, but torch sees no GPU; use cpu.')
     source, types = TINY if model == 'tiny' else model, dict(transformer=DTYPES[one_of('dtype', dtype, DTYPES)], default=DTYPES[one_of('encoder_dtype', encoder_dtype, DTYPES)])
     with quiet_loading(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*torch_dtype')  # newer diffusers call it dtype, older ones know only this
         family = family_of(source, revision)
         from diffusers import DiffusionPipeline
-        try: pipe = DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=types, use_safetensors=True)
-        except (OSError, ValueError) as error: raise InputError(f'model={str(model)!r} cannot be loaded: {str(error).splitlines()[0]}') from error
+        try:
+            pipe = DiffusionPipeline.from_pretrained(source, revision=revision, torch_dtype=types, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f'model={str(model)!r} cannot be loaded: {str(error).splitlines()[0]}') from error
     policy = family(pipe, height, width, max_tokens=max_tokens, guidance_scale=guidance_scale, shift=shift, offload=offload, cache=cache)
     policy.move(device, *(('transformer',) if offload else ('transformer', 'vae', *policy.encoders)))
     return policy
 def set_compute(policy: Policy, checkpointing: bool = False, attention: str | None = None, compiled: bool = False) -> Policy:
     "Compute settings of the transformer: activations computed again in the backward pass, diffusers' attention backend by name, `torch.compile` of the repeated blocks."
     model = policy.pipe.transformer
-    if checkpointing: model.enable_gradient_checkpointing()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
     if attention:
         try:
-            with quiet_loading(): model.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError) as error: raise InputError(f'attention={attention!r} is not available here: {str(error).splitlines()[0]}') from error
-    if compiled: model.compile_repeated_blocks()
+            with quiet_loading():
+                model.set_attention_backend(attention)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise InputError(f'attention={attention!r} is not available here: {str(error).splitlines()[0]}') from error
+    if compiled:
+        model.compile_repeated_blocks()
     return policy

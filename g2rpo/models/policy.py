@@ -48,8 +48,10 @@ class Policy:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer          # what computes; `accelerate` may wrap it
         for name in ('transformer', 'vae', *self.encoders):
-            if getattr(pipe, name) is not None: getattr(pipe, name).requires_grad_(False).eval()   # a skeleton, of which only sizes matter, has no encoders
-        if offload: self.move('cpu', 'vae', *self.encoders)
+            if getattr(pipe, name) is not None:
+                getattr(pipe, name).requires_grad_(False).eval()   # a skeleton, of which only sizes matter, has no encoders
+        if offload:
+            self.move('cpu', 'vae', *self.encoders)
         self._encoded = {}                           # prompt → what the encoders said, the last few hundred, on the CPU
         self._print = None                           # fingerprint of the encoders
 
@@ -71,15 +73,19 @@ class Policy:
         return self.inference_grid(T) if self.shift is None else shift_grid(T, self.shift)
 
     def move(self, device, *names: str) -> None:
-        for name in names: getattr(self.pipe, name).to(device)
+        for name in names:
+            getattr(self.pipe, name).to(device)
 
     @contextmanager
     def on_device(self, *names: str):
         "Parts of the pipeline on the transformer's device, and back where they live."
-        if self.offload: self.move(self.device, *names)
-        try: yield
+        if self.offload:
+            self.move(self.device, *names)
+        try:
+            yield
         finally:
-            if self.offload: self.move('cpu', *names)
+            if self.offload:
+                self.move('cpu', *names)
 
     def fingerprint(self) -> str:
         "Identifies the text encoders by their weights."
@@ -93,34 +99,41 @@ class Policy:
 
     def cache_file(self, prompt: str) -> Path | None:
         "Where the encoding of `prompt` lies on disk, if there is a cache."
-        if self.cache is None: return None
+        if self.cache is None:
+            return None
         return self.cache/(hashlib.sha256(f'{self.fingerprint()}\n{self.max_tokens}\n{prompt}'.encode()).hexdigest()[:32] + '.safetensors')
 
     def encode_one(self, prompt: str) -> tuple[Tensor, Tensor]:
         "(embeds, pooled) of one prompt, float32 on the CPU, from disk or from the encoders."
         from safetensors.torch import load_file, save_file
         file = self.cache_file(prompt)
-        if file and file.exists(): return (found := load_file(file))['embeds'], found['pooled']
+        if file and file.exists():
+            return (found := load_file(file))['embeds'], found['pooled']
         self.warn_if_cut(prompt)
-        with self.on_device(*self.encoders): embeds, pooled = (t[0].float().cpu().contiguous() for t in self.read(prompt))   # the encoders may be stored in half precision
+        with self.on_device(*self.encoders):
+            embeds, pooled = (t[0].float().cpu().contiguous() for t in self.read(prompt))   # the encoders may be stored in half precision
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(embeds=embeds, pooled=pooled), part := file.with_suffix('.part')); part.rename(file)
+            save_file(dict(embeds=embeds, pooled=pooled), part := file.with_suffix('.part'))
+            part.rename(file)
         return embeds, pooled
 
     def warn_if_cut(self, prompt: str) -> None:
         for name in self.readers:
             tokenizer = getattr(self.pipe, name)
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            if len(ids) > self.max_tokens: warnings.warn(f'the prompt {prompt[:40]!r}... has {len(ids)} tokens and max_tokens={self.max_tokens}; cut off: {tokenizer.decode(ids[self.max_tokens - 1:], skip_special_tokens=True)!r}')
+            if len(ids) > self.max_tokens:
+                warnings.warn(f'the prompt {prompt[:40]!r}... has {len(ids)} tokens and max_tokens={self.max_tokens}; cut off: {tokenizer.decode(ids[self.max_tokens - 1:], skip_special_tokens=True)!r}')
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         "Encode `prompts`, float32; each distinct one is computed once while it is in use."
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._encoded: self._encoded[prompt] = self.encode_one(prompt)
+            if prompt not in self._encoded:
+                self._encoded[prompt] = self.encode_one(prompt)
         embeds, pooled = zip(*(self._encoded[p] for p in prompts))
-        for old in list(self._encoded)[:-512]: del self._encoded[old]
+        for old in list(self._encoded)[:-512]:
+            del self._encoded[old]
         return Condition(torch.stack(embeds).to(self.device), torch.stack(pooled).to(self.device))
 
     @property
@@ -130,7 +143,8 @@ class Policy:
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         "v(x, σ) for latents (B, *latent_shape) float32 at times (B,), one condition row each, guided by `guidance_scale`; the same shape, float32."
-        if self.guidance_scale == 1: return self.predict(x, sigma, cond)
+        if self.guidance_scale == 1:
+            return self.predict(x, sigma, cond)
         both = cond.concat(self.encode(['']).take(torch.zeros(len(x), dtype=torch.long)))
         with_text, without = self.predict(torch.cat([x, x]), sigma.repeat(2), both).chunk(2)
         return without + self.guidance_scale*(with_text - without)
@@ -139,7 +153,8 @@ class Policy:
     def decode(self, x0: Tensor) -> Tensor:
         "Clean latents (B, *latent_shape) to images (B, 3, H, W) float32 in [0, 1]."
         vae = self.pipe.vae
-        with self.on_device('vae'): image = vae.decode(self.unpack(x0).to(vae.dtype)).sample.float()
+        with self.on_device('vae'):
+            image = vae.decode(self.unpack(x0).to(vae.dtype)).sample.float()
         return (image/2 + .5).clamp(0, 1)
 
     def unscaled(self, z: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ def random_flux2(seed: int = 0, width: int = 32, layers: int = 2):
     text = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2, num_key_value_heads=1, head_dim=8))
     vae = AutoencoderKLFlux2(down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2, block_out_channels=(8, 16), layers_per_block=1, latent_channels=4,
         norm_num_groups=4, sample_size=32, mid_block_add_attention=False)
-    vae.bn.running_mean.normal_(); vae.bn.running_var.uniform_(.5, 2)
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(.5, 2)
     transformer = Flux2Transformer2DModel(in_channels=16, num_layers=1, num_single_layers=layers, attention_head_dim=width//2, num_attention_heads=2, joint_attention_dim=48,
         timestep_guidance_channels=32, axes_dims_rope=(width//8,)*4, guidance_embeds=False)
     return Flux2KleinPipeline(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae, text, tokenizer, transformer)

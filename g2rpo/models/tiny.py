@@ -98,7 +98,8 @@ def init_neighbour_heads(t5) -> None:
     table = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight   # (buckets, heads); a positive offset d is bucket 16 + d
     with torch.no_grad():
         table.zero_()
-        for head, bucket in enumerate((2, 1, 17, 18)): table[bucket, head] = 5.
+        for head, bucket in enumerate((2, 1, 17, 18)):
+            table[bucket, head] = 5.
 
 def tiny_transformer():
     "A `FluxTransformer2DModel` of 2.3 M parameters: two double and four single blocks of width 128."
@@ -120,7 +121,8 @@ def flow_matching_loss(pipe, words: list[str], x, generator):
     "Flow-matching loss of `pipe.transformer` on images `x` (B, 3, 24, 48) in [-1, 1] with prompts `words`."
     import torch
     vae = pipe.vae
-    with torch.no_grad(): z = vae.encode(x).latent_dist.sample(generator).float()
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.sample(generator).float()
     z = (z - vae.config.shift_factor)*vae.config.scaling_factor
     b, c, h, w = z.shape
     x0 = pipe._pack_latents(z, b, c, h, w)                     # (B, 72, 32)

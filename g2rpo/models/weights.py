@@ -21,10 +21,15 @@ def quiet_loading():
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
     logs = [(log, log.get_verbosity()) for log in (diffusers_log, transformers_log)]
-    for log, _ in logs: log.set_verbosity_error(); log.disable_progress_bar()
-    try: yield
+    for log, _ in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
     finally:
-        for log, level in logs: log.set_verbosity(level); log.enable_progress_bar()
+        for log, level in logs:
+            log.set_verbosity(level)
+            log.enable_progress_bar()
 
 # %% ../../nbs/models/03_weights.ipynb #cell-05
 def reference_velocity(policy: Policy, share=lambda model: model):
@@ -37,48 +42,60 @@ def reference_velocity(policy: Policy, share=lambda model: model):
     frozen.transformer = model
     def velocity(x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         model.disable_adapters()
-        try: return frozen.velocity(x, sigma, cond)
-        finally: model.enable_adapters()
+        try:
+            return frozen.velocity(x, sigma, cond)
+        finally:
+            model.enable_adapters()
     return velocity
 
 def make_trainable(policy: Policy, rank: int = 32, alpha: int = 64) -> list[nn.Parameter]:
     "Make LoRA of `rank`, or with rank 0 the whole transformer, trainable; the parameters an optimiser should get."
     model = policy.pipe.transformer
-    if model._hf_peft_config_loaded: raise InputError('this policy already has LoRA weights; load a fresh one to train again.')
-    if at_least('lora_rank', rank, 0) == 0: model.requires_grad_(True)
+    if model._hf_peft_config_loaded:
+        raise InputError('this policy already has LoRA weights; load a fresh one to train again.')
+    if at_least('lora_rank', rank, 0) == 0:
+        model.requires_grad_(True)
     else:
         from peft import LoraConfig
         model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights='gaussian', target_modules=list(policy.lora_targets)))
         for p in model.parameters():
-            if p.requires_grad: p.data = p.data.float()   # adapters of a model stored in half precision
+            if p.requires_grad:
+                p.data = p.data.float()   # adapters of a model stored in half precision
     return [p for p in model.parameters() if p.requires_grad]
 
 def gather_model(model: nn.Module) -> nn.Module:
     "A whole copy, in main memory, of a model that is split over processes."
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))     # of the first process; empty elsewhere
-    with torch.device('meta'): copy = type(model).from_config(model.config)
-    if state: copy.load_state_dict(state, assign=True)
+    with torch.device('meta'):
+        copy = type(model).from_config(model.config)
+    if state:
+        copy.load_state_dict(state, assign=True)
     return copy
 
 def save_weights(policy: Policy, folder, main: bool = True) -> Path:
     "Write what was trained to `folder` as safetensors in diffusers' own layout. Where weights are split over processes all of them call this, and the `main` one writes."
     folder, model = Path(folder), policy.pipe.transformer
-    if any(hasattr(p, 'full_tensor') for p in model.parameters()): model = gather_model(model)
-    if not main: return folder
+    if any(hasattr(p, 'full_tensor') for p in model.parameters()):
+        model = gather_model(model)
+    if not main:
+        return folder
     if model._hf_peft_config_loaded:
         from peft.utils import get_peft_model_state_dict
         policy.pipe.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(model),
             transformer_lora_adapter_metadata=model.peft_config['default'].to_dict())  # without it a loader would not know alpha
-    else: model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
     return folder
 
 def load_weights(policy: Policy, folder) -> Policy:
     "Put weights that `save_weights` wrote back on a freshly loaded policy."
     if (Path(folder)/'pytorch_lora_weights.safetensors').exists():
-        with quiet_loading(): policy.pipe.load_lora_weights(folder)
+        with quiet_loading():
+            policy.pipe.load_lora_weights(folder)
     elif (Path(folder)/'config.json').exists():
         tuned = type(policy.pipe.transformer).from_pretrained(folder)
         policy.pipe.transformer.load_state_dict(tuned.state_dict())
-    else: raise InputError(f'weights={str(folder)!r} holds neither pytorch_lora_weights.safetensors nor a transformer config.json.')
+    else:
+        raise InputError(f'weights={str(folder)!r} holds neither pytorch_lora_weights.safetensors nor a transformer config.json.')
     return policy

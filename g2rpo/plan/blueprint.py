@@ -41,32 +41,42 @@ PUBLISHED = {
 
 def local_folder(model: str, revision: str | None = None) -> Path | None:
     "Where the files of `model` lie on this machine, complete or not; nothing is downloaded."
-    if model == 'tiny': return TINY
-    if Path(model).exists(): return Path(model)
+    if model == 'tiny':
+        return TINY
+    if Path(model).exists():
+        return Path(model)
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (OSError, ValueError): return None       # not in the cache, or no name that the hub could know
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None       # not in the cache, or no name that the hub could know
 
 def count_parameters(folder: Path) -> int:
     "Numbers stored in the safetensors files of a folder."
     from safetensors import safe_open
     def count(file):
-        with safe_open(file, 'pt') as stored: return sum(prod(stored.get_slice(key).get_shape()) for key in stored.keys())
+        with safe_open(file, 'pt') as stored:
+            return sum(prod(stored.get_slice(key).get_shape()) for key in stored.keys())
     return sum(count(file) for file in folder.glob('*.safetensors') if '.fp16' not in file.name)
 
 def pipeline_class(folder: Path) -> str:
     "The pipeline class that a folder names."
-    try: return json.loads((folder/'model_index.json').read_text())['_class_name']
-    except (json.JSONDecodeError, KeyError, TypeError) as error: raise InputError(f'{folder/"model_index.json"} names no pipeline class; is it whole?') from error
+    try:
+        return json.loads((folder/'model_index.json').read_text())['_class_name']
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f'{folder/"model_index.json"} names no pipeline class; is it whole?') from error
 
 def find_blueprint(model: str, revision: str | None = None) -> Blueprint:
     "What `model` is made of, from its folder, the hub's cache, or the table of published configs."
     folder = local_folder(model, revision)
     try:
         kind, read = pipeline_class(folder), lambda part: json.loads((folder/part/'config.json').read_text())
-        if kind not in FAMILIES: raise InputError(f'model={model!r} is a {kind}; supported are {", ".join(FAMILIES)}.')
+        if kind not in FAMILIES:
+            raise InputError(f'model={model!r} is a {kind}; supported are {", ".join(FAMILIES)}.')
         return Blueprint(kind, read('transformer'), read('vae'), sum(count_parameters(folder/name) for name in FAMILIES[kind].encoders),
             json.loads((folder/'scheduler'/'scheduler_config.json').read_text()))
-    except (OSError, TypeError): pass               # no folder, or one without its configs
-    if model in PUBLISHED: return PUBLISHED[model]
+    except (OSError, TypeError):
+        pass               # no folder, or one without its configs
+    if model in PUBLISHED:
+        return PUBLISHED[model]
     raise InputError(f'model={model!r} is neither a pipeline folder nor in the hub cache; run: hf download {model}')

@@ -42,15 +42,19 @@ def check_packages(cfg: Config) -> Iterator[Finding]:
     yield Finding('packages', ', '.join(f'{name} {v or "missing"}' for name, v in found.items()), all(found.values()))
     for name in (*cfg.rewards, *cfg.panel):
         package, fix = ('open_clip_torch', 'pip install "g2rpo[rewards]"') if name in ('hps21', 'clip', 'clip384') else (READER_PACKAGES.get(name), INSTALL_HINTS.get(READER_PACKAGES.get(name), OCR_EXTRA))
-        if package and not installed_version(package): yield Finding('packages', f'{name} needs {package}; run: {fix}', False)
+        if package and not installed_version(package):
+            yield Finding('packages', f'{name} needs {package}; run: {fix}', False)
 
 def installed_version(package: str) -> str | None:
-    try: return version(package)
-    except PackageNotFoundError: return None
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 def free_memory(device: torch.device) -> int:
     "Bytes that this process can still take."
-    if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
     return main_memory()
 
 def main_memory(cgroup: Path = Path('/sys/fs/cgroup')) -> int:
@@ -83,8 +87,10 @@ def missing_parts(folder: Path) -> list[str]:
 def opens_as_safetensors(file: Path) -> bool:
     "Whether a safetensors file is there and as long as its header says."
     try:
-        with safe_open(file, 'pt'): return True
-    except (OSError, SafetensorError): return False
+        with safe_open(file, 'pt'):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 def check_model(cfg: Config) -> Iterator[Finding]:
     "Whether the pipeline is here, whole and of a family that is known."
@@ -92,24 +98,33 @@ def check_model(cfg: Config) -> Iterator[Finding]:
     if folder is None or not (folder/'model_index.json').is_file():
         yield Finding('model', f'{cfg.model} is not on this machine; run: hf download {cfg.model}' + (f' --revision {cfg.revision}' if cfg.revision else ''), False)
         return
-    try: kind = pipeline_class(folder)
+    try:
+        kind = pipeline_class(folder)
     except InputError as error:
         yield Finding('model', str(error), False)
         return
-    if kind not in FAMILIES: yield Finding('model', f'{cfg.model} is a {kind}; supported are {", ".join(FAMILIES)}', False)
-    elif gone := missing_parts(folder): yield Finding('model', f'{folder} lacks whole weights of {", ".join(gone)} as safetensors; ' + ("put them there" if Path(cfg.model).exists() else f"run: hf download {cfg.model}"), False)
-    else: yield Finding('model', f'{cfg.model}, a {kind}')
+    if kind not in FAMILIES:
+        yield Finding('model', f'{cfg.model} is a {kind}; supported are {", ".join(FAMILIES)}', False)
+    elif gone := missing_parts(folder):
+        yield Finding('model', f'{folder} lacks whole weights of {", ".join(gone)} as safetensors; ' + ("put them there" if Path(cfg.model).exists() else f"run: hf download {cfg.model}"), False)
+    else:
+        yield Finding('model', f'{cfg.model}, a {kind}')
 
 def check_assets(cfg: Config) -> Iterator[Finding]:
     "Checkpoints of the scorers, held to their manifests."
     for name in dict.fromkeys(asset for reward in (*cfg.rewards, *cfg.panel) for asset in SCORER_ASSETS.get(reward, ())):
-        try: yield Finding('scorer', f'{name} ({ASSETS[name].repo}) is in {find_asset(name)}, sha256 verified')
-        except InputError as error: yield Finding('scorer', str(error), False)
+        try:
+            yield Finding('scorer', f'{name} ({ASSETS[name].repo}) is in {find_asset(name)}, sha256 verified')
+        except InputError as error:
+            yield Finding('scorer', str(error), False)
 
 def check_prompts(cfg: Config) -> Iterator[Finding]:
     "The training prompts, and those of the panel."
     sets = [(cfg.prompts, cfg.rewards, 'prompts_per_iteration', cfg.prompts_per_iteration)] + ([(cfg.panel_prompts, cfg.panel, 'panel_size', cfg.panel_size)] if cfg.panel else [])
     for source, rewards, name, least in sets:
-        try: prompts = load_prompts(source, rewards)
-        except InputError as error: yield Finding('prompts', str(error), False)
-        else: yield Finding('prompts', f'{len(prompts)} from {source}, longest {max(map(len, prompts))} characters' + ('' if len(prompts) >= least else f', fewer than {name}={least}'), len(prompts) >= least)
+        try:
+            prompts = load_prompts(source, rewards)
+        except InputError as error:
+            yield Finding('prompts', str(error), False)
+        else:
+            yield Finding('prompts', f'{len(prompts)} from {source}, longest {max(map(len, prompts))} characters' + ('' if len(prompts) >= least else f', fewer than {name}={least}'), len(prompts) >= least)

@@ -39,11 +39,13 @@ def nfe_per_iteration(cfg: Config, grid: Tensor, iteration: int = 0) -> int:
 @lru_cache(maxsize=64)
 def training_grid(cfg: Config) -> Tensor:
     "The training grid of `cfg`, (T+1,) float64, without loading a model."
-    if cfg.shift is not None: return shift_grid(cfg.T, cfg.shift)
+    if cfg.shift is not None:
+        return shift_grid(cfg.T, cfg.shift)
     return weightless_policy(cfg).grid(cfg.T)
 
 def iterations_within_nfe(cfg: Config, grid: Tensor, budget: int) -> int:
     "How many whole iterations of `cfg` fit into `budget` forward equivalents, at least one."
     n, spent = 0, 0
-    while (spent := spent + nfe_per_iteration(cfg, grid, n)) <= budget: n += 1
+    while (spent := spent + nfe_per_iteration(cfg, grid, n)) <= budget:
+        n += 1
     return max(n, 1)

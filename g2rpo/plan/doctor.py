@@ -36,7 +36,8 @@ def check_memory(cfg: Config, device: torch.device, processes: int) -> Iterator[
     here = 1 if gpu else processes                                                         # processes that share this memory
     fits = e.total*here < .95*free
     yield Finding('memory', (f'{here} times ' if here > 1 else '') + f'{e}; {free/GIB:.1f} GiB free' + ('' if fits else '. ' + memory_advice(cfg, e.phase, gpu)), fits)
-    if gpu: yield check_host_memory(cfg, min(processes, torch.cuda.device_count()), main_memory())
+    if gpu:
+        yield check_host_memory(cfg, min(processes, torch.cuda.device_count()), main_memory())
 
 def without_offload(cfg: Config, device: torch.device) -> Config:
     "`cfg` without offloading where there is nowhere to offload to."
@@ -50,9 +51,12 @@ def check_host_memory(cfg: Config, processes: int, free: int) -> Finding:
 
 def memory_advice(cfg: Config, phase: str, gpu: bool = True) -> str:
     "What would make a run smaller."
-    if not cfg.lora_rank: return 'Try --lora-rank 64 --dtype bf16: without gradients and moments of all weights' + ('.' if cfg.shard else '; or --shard yes on several GPUs.')
-    if phase in ('rollout', 'decoding'): return f'Try a --batch-size below {cfg.batch_size}.'
-    if not cfg.checkpointing: return 'Try --checkpointing yes.'
+    if not cfg.lora_rank:
+        return 'Try --lora-rank 64 --dtype bf16: without gradients and moments of all weights' + ('.' if cfg.shard else '; or --shard yes on several GPUs.')
+    if phase in ('rollout', 'decoding'):
+        return f'Try a --batch-size below {cfg.batch_size}.'
+    if not cfg.checkpointing:
+        return 'Try --checkpointing yes.'
     return 'Try --offload yes.' if gpu and not cfg.offload else f'Try a --grad-batch-size below {cfg.grad_batch_size}.'
 
 def written_bytes(cfg: Config) -> dict[str, int]:
@@ -62,7 +66,8 @@ def written_bytes(cfg: Config) -> dict[str, int]:
 def check_disk(cfg: Config, out: Path) -> Iterator[Finding]:
     "Room for checkpoints and weights, as the trainer will ask for it."
     there = out.absolute()
-    while not there.exists(): there = there.parent
+    while not there.exists():
+        there = there.parent
     free, need = shutil.disk_usage(there).free, written_bytes(cfg)
     total = need['total']
     yield Finding('disk', f'{need["weights"]/GIB:.2f} GiB of weights and {need["checkpoint"]/GIB:.2f} GiB a checkpoint, {total/GIB:.2f} GiB in all with keep={cfg.keep}; {free/GIB:.1f} GiB free for {out}' + ('' if os.access(there, os.W_OK) else ', where nothing can be written'), free > total and os.access(there, os.W_OK))
@@ -80,17 +85,23 @@ def estimate_cost(cfg: Config, seconds: float | None) -> Iterator[Finding]:
 def smallest_step(cfg: Config) -> Config:
     "The least of `cfg` that still takes an optimiser step by its method."
     m = cfg.method
-    if m.explore == 'single': m = replace(m, steps=m.noisy_steps(cfg.T)[:1])
+    if m.explore == 'single':
+        m = replace(m, steps=m.noisy_steps(cfg.T)[:1])
     return replace(cfg, method=m, group_size=min(cfg.group_size, 4*max(1, m.starts)), prompts_per_iteration=1, iterations=1, tracker=None)
 
 def check_step(cfg: Config, device: torch.device) -> tuple[Finding, float | None]:
     "A step of `small(cfg)`, and its seconds per forward equivalent."
     try:
-        try: row = run_step(smallest_step(cfg), device)
-        except NothingToLearn: row = run_step(replace(smallest_step(cfg), group_size=cfg.group_size), device)      # a few members may agree by chance
-    except (InputError, RunStopped) as error: return Finding('step', str(error), False), None
-    except Exception as error: return Finding('step', f'{type(error).__name__}: {(str(error) or "no message").splitlines()[0][:200]}', False), None    # whatever a scorer or a device raises
-    if row['grad_norm'][0] is None: return Finding('step', f'the gradient is not finite: {row["skipped"][0]}', False), None
+        try:
+            row = run_step(smallest_step(cfg), device)
+        except NothingToLearn:
+            row = run_step(replace(smallest_step(cfg), group_size=cfg.group_size), device)      # a few members may agree by chance
+    except (InputError, RunStopped) as error:
+        return Finding('step', str(error), False), None
+    except Exception as error:
+        return Finding('step', f'{type(error).__name__}: {(str(error) or "no message").splitlines()[0][:200]}', False), None    # whatever a scorer or a device raises
+    if row['grad_norm'][0] is None:
+        return Finding('step', f'the gradient is not finite: {row["skipped"][0]}', False), None
     spread = ', '.join(f'{name} {row[f"reward/{name}"]:.3f} ± {row[f"group_std/{name}"]:.3f} in the group' for name in cfg.rewards)
     return Finding('step', f'first ratio {row["ratio"][0]:.0f} to the last bit, gradient norm {row["grad_norm"][0]:.2g}, {spread}'), row['seconds']/row['nfe']
 
@@ -99,7 +110,8 @@ def run_step(cfg: Config, device: torch.device) -> dict:
     policy, rewards, prompts = open_policy(cfg, str(device)), load_rewards(cfg.rewards, str(device)), load_prompts(cfg.prompts, cfg.rewards)
     policy.encode(draw_prompts(prompts, 1, cfg.seed, 0))
     rows = train(cfg, rewards, prompts, policy=policy).metrics
-    if not rows: raise KeyboardInterrupt
+    if not rows:
+        raise KeyboardInterrupt
     return rows[0]
 
 def diagnose(cfg: Config, device: torch.device, processes: int = 1, out='runs') -> Iterator[Finding]:
@@ -119,5 +131,6 @@ def diagnose(cfg: Config, device: torch.device, processes: int = 1, out='runs') 
         if alone.total < .95*free_memory(device):
             finding, seconds = check_step(cfg, device)
             yield finding
-        else: yield Finding('step', f'not taken: it runs in this process alone, where all weights need {alone.total/GIB:.1f} GiB and {free_memory(device)/GIB:.1f} GiB are free')
+        else:
+            yield Finding('step', f'not taken: it runs in this process alone, where all weights need {alone.total/GIB:.1f} GiB and {free_memory(device)/GIB:.1f} GiB are free')
     yield from estimate_cost(cfg, seconds)

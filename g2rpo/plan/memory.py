@@ -56,23 +56,28 @@ def trace_passes(cfg: Config, rows: int, again: bool) -> dict[str, int]:
     "Parameters, tokens, and bytes of what `cfg` computes with and of its passes: with gradient on `rows` states, where `again` says that gradients of an earlier batch wait."
     from torch._subclasses.fake_tensor import FakeTensorMode
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with quiet_loading(): policy = weightless_from(find_blueprint(cfg.model, cfg.revision), cfg, mode)
+    with quiet_loading():
+        policy = weightless_from(find_blueprint(cfg.model, cfg.revision), cfg, mode)
     model, vae = policy.pipe.transformer, policy.pipe.vae
     params = [p for p in model.parameters() if p.requires_grad]
     def velocity(n):
         with torch.autocast('cpu', torch.bfloat16, cache_enabled=False) if cfg.precision == 'bf16' else nullcontext():
             return policy.velocity(torch.zeros(n, *policy.latent_shape), torch.ones(n), policy.empty_condition(n))
     def forward(n):
-        with torch.no_grad(): return velocity(n)
+        with torch.no_grad():
+            return velocity(n)
     def backward():
         v = velocity(rows)
-        if cfg.method.kl: forward(rows)
+        if cfg.method.kl:
+            forward(rows)
         v.square().mean().backward()
     with mode:
         held = peak_bytes(lambda: velocity(rows))                                 # by a pass that is not yet on its way back
-        if again: backward()
+        if again:
+            backward()
         back = tensor_bytes(p.grad for p in params if p.grad is not None) + peak_bytes(backward)
-        optimizer = torch.optim.AdamW(params); optimizer.step()             # its state is there from now on
+        optimizer = torch.optim.AdamW(params)
+        optimizer.step()             # its state is there from now on
         temporaries, ahead = peak_bytes(optimizer.step), peak_bytes(lambda: forward(cfg.batch_size))
         pictures = peak_bytes(lambda: policy.decode(torch.zeros(cfg.batch_size, *policy.latent_shape)))
     blocks = [tensor_bytes(block.parameters()) for stack in model.children() if isinstance(stack, torch.nn.ModuleList) for block in stack]
@@ -94,7 +99,8 @@ def estimate_memory(cfg: Config, world: int = 1, fused: bool = False) -> MemoryE
         scorers=sum(scorer_bytes(name) for name in dict.fromkeys((*cfg.rewards, *cfg.panel))), latents=prompts*t['latents'], blocks=2*t['block'] if shards > 1 else 0, buckets=t['trained'] if world > shards else 0)
     phases = {'reading of text': {}, 'rollout': dict(activations=t['forward']), 'decoding': dict(activations=t['decode']),
         'gradient pass': dict(gradients=t['trained']//shards, activations=max(t['backward'], t['held']*(shards > 1))), 'optimiser step': dict(gradients=t['trained']//shards, temporaries=0 if fused else t['step']//shards)}
-    if shards > 1: phases['loading'] = {'whole weights': t['weights']*(2 if stays['reference'] else 1) - stays['weights'] - stays['reference']}    # split only once they are here
+    if shards > 1:
+        phases['loading'] = {'whole weights': t['weights']*(2 if stays['reference'] else 1) - stays['weights'] - stays['reference']}    # split only once they are here
     (phases['reading of text'] if cfg.offload else stays)['text encoders'] = encoders
     (phases['decoding'] if cfg.offload else stays)['VAE'] = t['vae']
     return MemoryEstimate(stays, phases)

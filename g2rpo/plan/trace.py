@@ -31,9 +31,13 @@ def weightless_from(plan: Blueprint, cfg: Config, mode) -> Policy:
     kind, parts = getattr(diffusers, plan.pipeline), parts | dict(scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(plan.scheduler))
     needed = [name for name, p in inspect.signature(kind.__init__).parameters.items() if name != 'self' and p.default is p.empty]
     policy = FAMILIES[plan.pipeline](kind(**{name: parts.get(name) for name in needed}), cfg.height, cfg.width, max_tokens=cfg.max_tokens, guidance_scale=cfg.guidance_scale, shift=cfg.shift)
-    if cfg.checkpointing: policy.transformer.enable_gradient_checkpointing()
-    with torch.device('meta'): make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
-    with mode: policy.transformer.to_empty(device='cpu'); policy.pipe.vae.to_empty(device='cpu')
+    if cfg.checkpointing:
+        policy.transformer.enable_gradient_checkpointing()
+    with torch.device('meta'):
+        make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
+    with mode:
+        policy.transformer.to_empty(device='cpu')
+        policy.pipe.vae.to_empty(device='cpu')
     policy.encode = lambda prompts: policy.empty_condition(len(prompts))
     return policy
 
@@ -53,15 +57,21 @@ class AllocationWatch(TorchDispatchMode):
     def note(self, tensor: Tensor, tensor_bytes: int) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.known: return
-        self.known.add(key); self.now += tensor_bytes; self.peak = max(self.peak, self.now)
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += tensor_bytes
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.gone, key, tensor_bytes)
 
-    def gone(self, key: int, tensor_bytes: int) -> None: self.known.discard(key); self.now -= tensor_bytes
+    def gone(self, key: int, tensor_bytes: int) -> None:
+        self.known.discard(key)
+        self.now -= tensor_bytes
 
 def peak_bytes(run: Callable) -> int:
     "The most bytes that `run()` holds at once beyond what was there before."
-    with AllocationWatch() as watch: run()
+    with AllocationWatch() as watch:
+        run()
     return watch.peak
 
 # %% ../../nbs/plan/02_trace.ipynb #cell-09
@@ -74,15 +84,19 @@ def sample_tokens(policy: Policy, height: int = 0, width: int = 0) -> int:
 def weightless_policy(cfg: Config) -> Policy:
     "A policy of `cfg` without weights: what there is to be counted before anything is loaded."
     from torch._subclasses.fake_tensor import FakeTensorMode
-    with quiet_loading(): return weightless_from(find_blueprint(cfg.model, cfg.revision), cfg, FakeTensorMode(allow_non_fake_inputs=True))
+    with quiet_loading():
+        return weightless_from(find_blueprint(cfg.model, cfg.revision), cfg, FakeTensorMode(allow_non_fake_inputs=True))
 
 # %% ../../nbs/plan/02_trace.ipynb #cell-11
 def measure_peak(policy: Policy, run: Callable) -> int:
     "Peak of the CPU allocator in bytes while `run()` works with `policy`, the policy included."
     from torch.profiler import ProfilerActivity, profile
     there = sum(tensor_bytes(module.parameters()) + tensor_bytes(module.buffers()) for module in (getattr(policy.pipe, name) for name in ('transformer', 'vae', *policy.encoders)))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen: run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
     now = highest = 0
     for event in seen.profiler.kineto_results.events():
-        if event.name() == '[memory]': now += event.nbytes(); highest = max(highest, now)
+        if event.name() == '[memory]':
+            now += event.nbytes()
+            highest = max(highest, now)
     return there + highest

@@ -61,7 +61,8 @@ def local_name(source: AssetFile) -> str:
 
 def sha256_of(path: Path) -> str:
     "sha256 of a file."
-    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 def find_asset(name: str, where=None) -> Path:
     "The folder of asset `name`, whole and as its manifest says; otherwise an `InputError` with the files, their sizes and the command that brings them."
@@ -69,7 +70,8 @@ def find_asset(name: str, where=None) -> Path:
     missing = [s for s in asset.files if not (folder/local_name(s)).is_file()]
     if missing:
         pickles = [s.path for s in missing if s.pickled and (folder/s.path).is_file()]
-        if pickles: raise InputError(f'{folder/pickles[0]} is a pickle, which is never opened here; run: g2rpo convert {name} {folder/pickles[0]}')
+        if pickles:
+            raise InputError(f'{folder/pickles[0]} is a pickle, which is never opened here; run: g2rpo convert {name} {folder/pickles[0]}')
         raise InputError(f'{name} is not in {folder}: missing {", ".join(f"{s.path} ({s.gigabytes:g} GB)" for s in missing)} of {asset.repo}. With a connection run: g2rpo fetch {name}')
     verify_asset(name, folder)
     return folder
@@ -77,45 +79,60 @@ def find_asset(name: str, where=None) -> Path:
 def read_manifest(name: str, where=None) -> dict[str, dict]:
     "File → size and sha256 of asset `name` as it was brought here."
     folder = Path(where) if where else assets_dir()/name
-    try: return json.loads((folder/'manifest.json').read_text())['files']
-    except FileNotFoundError: raise InputError(f'{folder} has no manifest.json, so its files cannot be verified; run: g2rpo convert {name} {folder}') from None
-    except (json.JSONDecodeError, KeyError) as error: raise InputError(f'{folder/"manifest.json"} cannot be read; run: g2rpo fetch {name}') from error
+    try:
+        return json.loads((folder/'manifest.json').read_text())['files']
+    except FileNotFoundError:
+        raise InputError(f'{folder} has no manifest.json, so its files cannot be verified; run: g2rpo convert {name} {folder}') from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f'{folder/"manifest.json"} cannot be read; run: g2rpo fetch {name}') from error
 
 def verify_asset(name: str, folder: Path) -> None:
     "Hold the files of a folder to its manifest."
     for file, want in read_manifest(name, folder).items():
         path = folder/file
-        if not path.is_file(): raise InputError(f'{path} is missing, but the manifest lists it; run: g2rpo fetch {name}')
-        if path.stat().st_size != want['size']: raise InputError(f'{path} has {path.stat().st_size} bytes and the manifest says {want["size"]}: truncated or changed; run: g2rpo fetch {name}')
-        if sha256_of(path) != want['sha256']: raise InputError(f'{path} is not the file that was verified (sha256 differs); run: g2rpo fetch {name}')
+        if not path.is_file():
+            raise InputError(f'{path} is missing, but the manifest lists it; run: g2rpo fetch {name}')
+        if path.stat().st_size != want['size']:
+            raise InputError(f'{path} has {path.stat().st_size} bytes and the manifest says {want["size"]}: truncated or changed; run: g2rpo fetch {name}')
+        if sha256_of(path) != want['sha256']:
+            raise InputError(f'{path} is not the file that was verified (sha256 differs); run: g2rpo fetch {name}')
 
 # %% ../../nbs/rewards/05_checkpoints.ipynb #cell-10
 def load_pickled_weights(source: AssetFile, path: Path) -> dict[str, torch.Tensor]:
     "The tensors of a published pickle."
-    if source.sha256 and sha256_of(path) != source.sha256: raise InputError(f'{path} is not the published {source.path} (sha256 differs); download it again.')
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error: raise InputError(f'{path} cannot be read as weights: {str(error).splitlines()[0][:200]}') from error    # whatever a broken pickle raises
-    if source.key: state = state.get(source.key) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()): raise InputError(f'{path} does not hold tensors{" under " + repr(source.key) if source.key else ""}; is it {source.path}?')
+    if source.sha256 and sha256_of(path) != source.sha256:
+        raise InputError(f'{path} is not the published {source.path} (sha256 differs); download it again.')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise InputError(f'{path} cannot be read as weights: {str(error).splitlines()[0][:200]}') from error    # whatever a broken pickle raises
+    if source.key:
+        state = state.get(source.key) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f'{path} does not hold tensors{" under " + repr(source.key) if source.key else ""}; is it {source.path}?')
     return {k: v.contiguous().clone() for k, v in state.items()}       # no two share memory, as safetensors wants it
 
 def convert_asset(name: str, given, where=None, revision: str | None = None) -> Path:
     "Bring the files of asset `name` from the folder or file `given` into its own folder, pickles as safetensors, and write the manifest."
     from safetensors.torch import load_file, save_file
     asset, given, folder = ASSETS[one_of('asset', name, ASSETS)], Path(given), Path(where) if where else assets_dir()/name
-    if not given.exists(): raise InputError(f'{given} does not exist; pass the folder with the files of {asset.repo}, or its weights.')
+    if not given.exists():
+        raise InputError(f'{given} does not exist; pass the folder with the files of {asset.repo}, or its weights.')
     base, single = (given, None) if given.is_dir() else (given.parent, given)
     folder.mkdir(parents=True, exist_ok=True)
     for source in asset.files:
         path, out = single if single and source.gigabytes else base/source.path, folder/local_name(source)
-        if not path.is_file() and not out.is_file(): raise InputError(f'{path} does not exist; {asset.repo} has it.')
+        if not path.is_file() and not out.is_file():
+            raise InputError(f'{path} does not exist; {asset.repo} has it.')
         if source.pickled and path.is_file():
             state = load_pickled_weights(source, path)
             save_file(state, part := out.with_suffix('.part'))
             back = load_file(part)
-            if back.keys() != state.keys() or not all(torch.equal(back[k], v) for k, v in state.items()): raise InputError(f'{part} does not give back what was written; is the disk full?')
+            if back.keys() != state.keys() or not all(torch.equal(back[k], v) for k, v in state.items()):
+                raise InputError(f'{part} does not give back what was written; is the disk full?')
             part.rename(out)
-        elif path.is_file() and path.resolve() != out.resolve(): out.write_bytes(path.read_bytes())
+        elif path.is_file() and path.resolve() != out.resolve():
+            out.write_bytes(path.read_bytes())
     known = {local_name(s): dict(size=(p := folder/local_name(s)).stat().st_size, sha256=sha256_of(p)) for s in asset.files}
     (folder/'manifest.json').write_text(json.dumps(dict(asset=name, **{k: v for k, v in asdict(asset).items() if k != 'files'} | dict(revision=revision or asset.revision), files=known), indent=1))
     return folder
@@ -127,11 +144,13 @@ def fetch_asset(name: str, where=None) -> Path:
     try:
         there = HfApi().repo_info(asset.repo, revision=asset.revision, files_metadata=True)
         got = Path(snapshot_download(asset.repo, revision=there.sha, allow_patterns=[s.path for s in asset.files]))
-    except Exception as error: raise InputError(f'{asset.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. On a machine with a connection run: g2rpo fetch {name}') from error   # the hub client raises many kinds
+    except Exception as error:
+        raise InputError(f'{asset.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. On a machine with a connection run: g2rpo fetch {name}') from error   # the hub client raises many kinds
     published = {file.rfilename: file.lfs.sha256 for file in there.siblings if file.lfs}
     for source in asset.files:
         want = published.get(source.path)
-        if want and sha256_of(got/source.path) != want: raise InputError(f'{got/source.path} is not what {asset.repo} publishes (sha256 differs); delete it and run: g2rpo fetch {name}')
+        if want and sha256_of(got/source.path) != want:
+            raise InputError(f'{got/source.path} is not what {asset.repo} publishes (sha256 differs); delete it and run: g2rpo fetch {name}')
     return convert_asset(name, got, where, there.sha)
 
 def load_asset_weights(name: str, where=None) -> dict[str, torch.Tensor]:
@@ -140,5 +159,7 @@ def load_asset_weights(name: str, where=None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
     folder = find_asset(name, where)
     file = folder/next(local_name(s) for s in ASSETS[name].files if s.gigabytes)
-    try: return load_file(file)
-    except SafetensorError as error: raise InputError(f'{file} is not whole: {error}; run: g2rpo fetch {name}') from error
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise InputError(f'{file} is not whole: {error}; run: g2rpo fetch {name}') from error

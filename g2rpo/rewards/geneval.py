@@ -30,7 +30,8 @@ def box_relations(a: Box, b: Box, margin: float = .1) -> set[str]:
     wide, high = (a.x1 - a.x0) + (b.x1 - b.x0), (a.y1 - a.y0) + (b.y1 - b.y0)
     dx, dy = (max(abs(d) - margin*size, 0)*(1 if d > 0 else -1) for d, size in ((dx, wide), (dy, high)))
     norm = (dx*dx + dy*dy)**.5
-    if norm == 0: return set()
+    if norm == 0:
+        return set()
     return {name for name, value in (('left of', -dx/norm), ('right of', dx/norm), ('above', -dy/norm), ('below', dy/norm)) if value > .5}
 
 def met_demands(task: dict, boxes: list[Box]) -> list[bool]:
@@ -54,17 +55,22 @@ class GenEval:
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         unknown = [p for p in prompts if p not in self.tasks]
-        if unknown: raise InputError(f'no GenEval task for the prompt {unknown[0]!r}; pass tasks from the benchmark\'s evaluation_metadata.jsonl.')
+        if unknown:
+            raise InputError(f'no GenEval task for the prompt {unknown[0]!r}; pass tasks from the benchmark\'s evaluation_metadata.jsonl.')
         answers = self.server.all(lambda png: self.server.post('/detect', dict(image=png)), to_png_base64(images))
-        try: seen = [[Box(b['class'], *b['box'], b.get('color')) for b in answer['detections']] for answer in answers]
-        except (KeyError, TypeError) as error: raise RunStopped(f'{self.server.url} answered without detections of class and box ({error}): {str(answers)[:200]}') from None
+        try:
+            seen = [[Box(b['class'], *b['box'], b.get('color')) for b in answer['detections']] for answer in answers]
+        except (KeyError, TypeError) as error:
+            raise RunStopped(f'{self.server.url} answered without detections of class and box ({error}): {str(answers)[:200]}') from None
         met = [met_demands(self.tasks[p], boxes) for p, boxes in zip(prompts, seen)]
         return torch.tensor([float(all(m)) if self.strict else sum(m)/len(m) for m in met])
 
 def load_geneval_tasks(path) -> dict[str, dict]:
     "Prompt → task from GenEval's evaluation_metadata.jsonl."
-    try: lines = [json.loads(line) for line in open(path, encoding='utf-8') if line.strip()]
-    except (OSError, json.JSONDecodeError) as error: raise InputError(f'tasks={str(path)!r} cannot be read: {error}') from error
+    try:
+        lines = [json.loads(line) for line in open(path, encoding='utf-8') if line.strip()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f'tasks={str(path)!r} cannot be read: {error}') from error
     return {task['prompt']: task for task in lines}
 
 def load_geneval(device: str = 'cpu') -> GenEval:

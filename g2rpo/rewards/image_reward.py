@@ -21,9 +21,11 @@ BLIP_LAYER_NAMES = [('.norm1.', '.layer_norm1.'), ('.norm2.', '.layer_norm2.'), 
 
 def blip_key(key: str) -> str | None:
     "ImageReward's name of a weight as ours; None for what scoring does not use."
-    if key.startswith(('blip.vision_proj', 'blip.text_proj')) or key.endswith('position_ids'): return None
+    if key.startswith(('blip.vision_proj', 'blip.text_proj')) or key.endswith('position_ids'):
+        return None
     key = next((key.replace(old, new, 1) for old, new in BLIP_PREFIXES if key.startswith(old)), key)
-    for old, new in BLIP_LAYER_NAMES if key.startswith('vision.encoder.') else (): key = key.replace(old, new)
+    for old, new in BLIP_LAYER_NAMES if key.startswith('vision.encoder.') else ():
+        key = key.replace(old, new)
     return key
 
 class BlipReward(nn.Module):

@@ -28,16 +28,22 @@ def load_rewards(names, device='cpu') -> dict:
     "Rewards by name: one of `READERS`, one of `SCORERS` on `device`, or `module:function`."
     out = {}
     for name in names:
-        if name in READERS: out[name] = READERS[name]()
+        if name in READERS:
+            out[name] = READERS[name]()
         elif name in SCORERS:
             out[name] = SCORER_LOADERS[name](device=device)
-        elif ':' not in name: raise InputError(f'reward={name!r} is not one of {", ".join((*READERS, *SCORERS))}, nor module:function.')
+        elif ':' not in name:
+            raise InputError(f'reward={name!r} is not one of {", ".join((*READERS, *SCORERS))}, nor module:function.')
         else:
             module, function = name.split(':', 1)
-            if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())  # a file beside which the command is typed
-            try: out[name] = getattr(importlib.import_module(module), function)
-            except (ImportError, AttributeError, ValueError, TypeError) as error: raise InputError(f'reward={name!r} cannot be loaded: {error}.') from error
-    if not out: raise InputError('rewards is empty; name at least one, such as ppocr6.')
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())  # a file beside which the command is typed
+            try:
+                out[name] = getattr(importlib.import_module(module), function)
+            except (ImportError, AttributeError, ValueError, TypeError) as error:
+                raise InputError(f'reward={name!r} cannot be loaded: {error}.') from error
+    if not out:
+        raise InputError('rewards is empty; name at least one, such as ppocr6.')
     return out
 
 # %% ../../nbs/rewards/10_load.ipynb #cell-06

@@ -25,7 +25,8 @@ INSTALL_HINTS = dict(rapidocr_onnxruntime='pip install --no-deps --ignore-requir
 def package_file(package: str, name: str) -> Path:
     "A file inside an installed package, found without importing the package."
     spec = importlib.util.find_spec(package)
-    if spec is None: raise InputError(f'the package {package} is not installed; run: {INSTALL_HINTS.get(package, OCR_EXTRA)}')
+    if spec is None:
+        raise InputError(f'the package {package} is not installed; run: {INSTALL_HINTS.get(package, OCR_EXTRA)}')
     return Path(spec.submodule_search_locations[0])/name
 
 class PaddleReader:
@@ -62,7 +63,8 @@ class PaddleReader:
     def ids(self, text: str) -> list[int]:
         "Indices of the characters of `text`."
         unknown = [c for c in text if c not in self.index]
-        if unknown: raise InputError(f'the text recogniser has no character {unknown[0]!r} (in {text!r}); leave it out of the prompts.')
+        if unknown:
+            raise InputError(f'the text recogniser has no character {unknown[0]!r} (in {text!r}); leave it out of the prompts.')
         return [self.index[c] for c in text]
 
 def string_probability(probs: Tensor, ids: list[int]) -> Tensor:
@@ -78,13 +80,15 @@ def edit_distance(a: str, b: str) -> int:
     row = list(range(len(b) + 1))
     for i, ca in enumerate(a, 1):
         last, row[0] = row[0], i
-        for j, cb in enumerate(b, 1): last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
+        for j, cb in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
     return row[-1]
 
 class DdddReader:
     "The captcha reader ddddocr."
     def __init__(self):
-        if importlib.util.find_spec('ddddocr') is None: raise InputError(f'the package ddddocr is not installed; run: {OCR_EXTRA}')
+        if importlib.util.find_spec('ddddocr') is None:
+            raise InputError(f'the package ddddocr is not installed; run: {OCR_EXTRA}')
         from ddddocr import DdddOcr
         self.model = DdddOcr(show_ad=False)
 
@@ -106,7 +110,8 @@ def text_agreement(read: str, wanted: str) -> float:
 class PageReader:
     "Text anywhere in a picture: detection, then recognition."
     def __init__(self):
-        if importlib.util.find_spec('rapidocr') is None: raise InputError(f'the package rapidocr is not installed; run: {OCR_EXTRA}')
+        if importlib.util.find_spec('rapidocr') is None:
+            raise InputError(f'the package rapidocr is not installed; run: {OCR_EXTRA}')
         from rapidocr import RapidOCR
         engine = RapidOCR(params={'Global.log_level': 'critical', 'EngineConfig.onnxruntime.intra_op_num_threads': torch.get_num_threads()})
         self.lines = lambda page: engine(page).txts or ()
@@ -123,7 +128,8 @@ class PageReader:
 class PaddlePage(PageReader):
     "The same by PaddleOCR itself, as Flow-GRPO used it; its models come from its own servers at the first use."
     def __init__(self):
-        if importlib.util.find_spec('paddleocr') is None: raise InputError(f'the package paddleocr is not installed; run: {INSTALL_HINTS["paddleocr"]}')
+        if importlib.util.find_spec('paddleocr') is None:
+            raise InputError(f'the package paddleocr is not installed; run: {INSTALL_HINTS["paddleocr"]}')
         from paddleocr import PaddleOCR
         ocr = PaddleOCR(lang='en', use_doc_orientation_classify=False, use_doc_unwarping=False, use_textline_orientation=False)
         self.lines = lambda page: [text for found in ocr.predict(page) for text in found['rec_texts']]

@@ -44,8 +44,10 @@ class ClipScorer(Scorer):
 
 def import_open_clip():
     "The package open_clip."
-    try: import import_open_clip as package
-    except ImportError as error: raise InputError(f'open_clip cannot be imported ({str(error).splitlines()[0]}); run: pip install "g2rpo[rewards]"') from error
+    try:
+        import import_open_clip as package
+    except ImportError as error:
+        raise InputError(f'open_clip cannot be imported ({str(error).splitlines()[0]}); run: pip install "g2rpo[rewards]"') from error
     return package
 
 def load_exactly(model: nn.Module, state: dict, name: str) -> nn.Module:

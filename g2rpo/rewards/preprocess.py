@@ -27,7 +27,8 @@ def letterbox(images: Tensor, size: int = 224) -> Tensor:
     "The longest side to `size` by bicubic interpolation of the tensor, black around the rest, then normalised: HPSv2's preprocessing."
     x, (h, w) = to_uint8(images).float()/255, images.shape[-2:]
     new = [round(side*size/max(h, w)) for side in (h, w)]
-    if (h, w) != tuple(new): x = F.interpolate(x, new, mode='bicubic', antialias=True)
+    if (h, w) != tuple(new):
+        x = F.interpolate(x, new, mode='bicubic', antialias=True)
     up, left = ((size - side)//2 for side in new)
     return clip_normalise(F.pad(x, (left, size - new[1] - left, up, size - new[0] - up)))
 

@@ -14,8 +14,10 @@ from ..errors import InputError
 def call_reward(name: str, reward, images: Tensor, prompts: list[str], finite: bool = True) -> Tensor:
     "Rewards (B,) float32 on the CPU from `reward`, refused if they are not one number per image, finite if asked."
     said = reward(images, prompts)
-    try: out = torch.as_tensor(said).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError) as error: raise InputError(f'reward {name!r} returned a {type(said).__name__}; it must return a tensor ({len(images)},).') from error
+    try:
+        out = torch.as_tensor(said).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f'reward {name!r} returned a {type(said).__name__}; it must return a tensor ({len(images)},).') from error
     if out.shape != (len(images),):
         raise InputError(f'reward {name!r} returned shape {tuple(out.shape)} for {len(images)} images; it must return ({len(images)},).')
     if finite and not out.isfinite().all():
@@ -30,5 +32,6 @@ def to_uint8(images: Tensor) -> Tensor:
 def target_text(prompt: str) -> str:
     "The text that `prompt` asks for."
     parts = prompt.split('"')
-    if len(parts) < 3 or not parts[1]: raise InputError(f'prompt {prompt!r} has no text between double quotes; write for example: a sign that says "407".')
+    if len(parts) < 3 or not parts[1]:
+        raise InputError(f'prompt {prompt!r} has no text between double quotes; write for example: a sign that says "407".')
     return parts[1]

@@ -34,18 +34,23 @@ class Server:
         "The JSON answer to `body`, or a `RunStopped` that says what went wrong."
         request = urllib.request.Request(self.url.rstrip('/') + path, json.dumps(body).encode(), {'Content-Type': 'application/json'})
         for attempt in range(self.tries):
-            if attempt: time.sleep(self.pause*2**(attempt - 1))
+            if attempt:
+                time.sleep(self.pause*2**(attempt - 1))
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer: return json.loads(answer.read())
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    return json.loads(answer.read())
             except urllib.error.HTTPError as error:
                 why = f'{error.code} {error.read()[:200].decode(errors="replace")}'
-                if error.code < 500 and error.code != 429: break                     # asking again will not help
-            except (urllib.error.URLError, TimeoutError, ConnectionError, json.JSONDecodeError) as error: why = f'{type(error).__name__}: {error}'
+                if error.code < 500 and error.code != 429:
+                    break                     # asking again will not help
+            except (urllib.error.URLError, TimeoutError, ConnectionError, json.JSONDecodeError) as error:
+                why = f'{type(error).__name__}: {error}'
         raise RunStopped(f'{request.full_url} gave no answer in {attempt + 1} tries ({why}); is the server up?')
 
     def all(self, ask, items: list) -> list:
         "`ask` of each item, several at a time, in order."
-        with ThreadPoolExecutor(self.parallel) as pool: return list(pool.map(ask, items))
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(ask, items))
 
 def to_png_base64(images: Tensor) -> list[str]:
     "Images (B, 3, H, W) in [0, 1] as base64 PNG."
@@ -74,7 +79,8 @@ class UnifiedReward:
     temperature: float = 0.
 
     def __post_init__(self):
-        if self.template not in JUDGE_TEMPLATES: raise InputError(f'template={self.template!r} is not one of {", ".join(JUDGE_TEMPLATES)}.')
+        if self.template not in JUDGE_TEMPLATES:
+            raise InputError(f'template={self.template!r} is not one of {", ".join(JUDGE_TEMPLATES)}.')
 
     @property
     def id(self) -> str:
@@ -85,7 +91,8 @@ class UnifiedReward:
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         h, w = images.shape[-2:]
         scale = self.size/max(h, w)
-        if scale != 1: images = torch.nn.functional.interpolate(images, (round(h*scale), round(w*scale)), mode='bicubic', antialias=True).clamp(0, 1)
+        if scale != 1:
+            images = torch.nn.functional.interpolate(images, (round(h*scale), round(w*scale)), mode='bicubic', antialias=True).clamp(0, 1)
         return torch.tensor(self.server.all(self.ask, list(zip(to_png_base64(images), prompts))))
 
     def ask(self, pair: tuple[str, str]) -> float:
@@ -93,10 +100,13 @@ class UnifiedReward:
         text, pattern = JUDGE_TEMPLATES[self.template]
         content = [dict(type='image_url', image_url=dict(url=f'data:image/png;base64,{png}')), dict(type='text', text=text.format(prompt=prompt))]
         answer = self.server.post('/v1/chat/completions', dict(model=self.model, temperature=self.temperature, max_tokens=256, messages=[dict(role='user', content=content)]))
-        try: said = answer['choices'][0]['message']['content']
-        except (KeyError, IndexError, TypeError): raise RunStopped(f'{self.server.url} answered without a message: {str(answer)[:200]}') from None
+        try:
+            said = answer['choices'][0]['message']['content']
+        except (KeyError, IndexError, TypeError):
+            raise RunStopped(f'{self.server.url} answered without a message: {str(answer)[:200]}') from None
         found = re.search(pattern, said)
-        if not found: raise RunStopped(f'{self.model} gave no score for the prompt {prompt!r}: {said[:200]!r}')
+        if not found:
+            raise RunStopped(f'{self.model} gave no score for the prompt {prompt!r}: {said[:200]!r}')
         return float(found[1])
 
 # %% ../../nbs/rewards/08_server.ipynb #cell-09
@@ -106,5 +116,6 @@ def load_unified_reward(device: str = 'cpu') -> UnifiedReward:
 
 def required_env(variable: str) -> str:
     "The value of an environment variable that must be set."
-    if not os.environ.get(variable): raise InputError(f'the environment variable {variable} is not set; for a server set it to its address, such as http://127.0.0.1:17140')
+    if not os.environ.get(variable):
+        raise InputError(f'the environment variable {variable} is not set; for a server set it to its address, such as http://127.0.0.1:17140')
     return os.environ[variable]

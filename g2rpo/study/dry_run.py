@@ -38,7 +38,8 @@ def run_cost(job: RunSpec) -> dict:
 def plan_text(setting: ExperimentConfig, jobs: list[RunSpec]) -> str:
     "The jobs of a study as a table of rows."
     one, seeds = {}, Counter(job.name for job in jobs)
-    for job in jobs: one.setdefault(job.name, job)
+    for job in jobs:
+        one.setdefault(job.name, job)
     lines = [f'{"":22}{"preset":18}{"T":>4}{"G":>4}{"prompts":>8}{"lr":>9}{"iterations":>11}{"nfe":>13}{"scoring":>9}' + ('  device-hours' if setting.published else '')]
     for name, job in one.items():
         cfg, cost = job.cfg, run_cost(job)
@@ -61,9 +62,11 @@ def rehearsal_spec(job: RunSpec, folder: Path) -> RunSpec:
     "`job` on a small random pipeline of its family: two iterations, the same method."
     kind = 'sd3' if 'stable-diffusion-3' in job.cfg.model else 'flux'
     check_model = folder/kind
-    if not check_model.exists(): random_pipeline(kind).save_pretrained(check_model)
+    if not check_model.exists():
+        random_pipeline(kind).save_pretrained(check_model)
     m, T = job.cfg.method, 6
-    if m.window: m = replace(m, window=replace(m.window, size=min(m.window.size, 2), every=1))
+    if m.window:
+        m = replace(m, window=replace(m.window, size=min(m.window.size, 2), every=1))
     cfg = replace(job.cfg, model=str(check_model), height=24, width=48, max_tokens=16, prompts='tiny', rewards=('saturation', 'edge_density')[:len(job.cfg.rewards)], method=replace(m, psi=None), T=T, group_size=4*max(1, m.starts),
         prompts_per_iteration=2, iterations=2, batch_size=8, grad_batch_size=1 if job.cfg.shard else 2, encoder_dtype='fp32', dtype='fp32', offload=False, lora_rank=min(job.cfg.lora_rank, 4), cache=None, revision=None)
     judge = replace(job.protocol, prompts=('a sign', 'a red sign'), T=4, height=48, width=48, scorers=('saturation', 'edge_density'))
@@ -73,8 +76,10 @@ def rehearse(setting: ExperimentConfig, rows: dict[str, Method], folder: Path, p
     "What stands between here and the published runs of `rows`."
     judge = setting.eval_config(prompts=('a sign',))
     jobs = replace(setting, seeds=1).jobs(rows, {}, judge)
-    for finding in {str(f): f for job in jobs for check in (check_model, check_assets, check_prompts) for f in check(job.cfg)}.values(): yield finding
-    if lacks := setting.lacks(rows): yield Finding('psi', lacks, False)
+    for finding in {str(f): f for job in jobs for check in (check_model, check_assets, check_prompts) for f in check(job.cfg)}.values():
+        yield finding
+    if lacks := setting.lacks(rows):
+        yield Finding('psi', lacks, False)
     for job in jobs:
         odd = job.cfg.prompts_per_iteration % processes
         yield Finding('batch', f'{job.name}: {job.cfg.prompts_per_iteration} prompts of {job.cfg.group_size} members over {processes} processes' + (f', which leaves {odd}' if odd else ''), not odd)

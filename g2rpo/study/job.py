@@ -21,7 +21,8 @@ from ..training.run_dir import config_from_dict
 # %% ../../nbs/study/01_job.ipynb #cell-04
 def non_defaults(value):
     "What of a dataclass is not its default, through all levels: JSON that stays the same when a field with a default is added."
-    if not is_dataclass(value): return [non_defaults(v) for v in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
+    if not is_dataclass(value):
+        return [non_defaults(v) for v in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
     blank = {f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING for f in fields(value)}
     return {name: non_defaults(getattr(value, name)) for name, default in blank.items() if getattr(value, name) != default}
 
@@ -67,7 +68,8 @@ class RunSpec:
 def repo_root() -> Path:
     "The repository, which has configs/ and scripts/."
     found = next((p for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]) if (p/'scripts'/'study.sbatch').exists()), None)
-    if found is None: raise InputError('configs/ and scripts/ belong to the repository; run this in a clone of it.')
+    if found is None:
+        raise InputError('configs/ and scripts/ belong to the repository; run this in a clone of it.')
     return found
 
 def spec_from_dict(said: dict) -> RunSpec:

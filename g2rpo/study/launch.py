@@ -32,15 +32,20 @@ class Study:
     collected: Path | None = None    # collection that is read, and added to
     seconds: float = 5               # between looks at the progress
 
-    def __post_init__(self): one_of('launcher', self.launcher, LAUNCHERS); at_least('workers', self.workers, 1); Path(self.folder).mkdir(parents=True, exist_ok=True)
+    def __post_init__(self):
+        one_of('launcher', self.launcher, LAUNCHERS)
+        at_least('workers', self.workers, 1)
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def results(self, jobs: list[RunSpec]) -> list[dict]:
         "Records of `jobs`, in their order."
         known = read_records(self.collected)
         missing = [job for job in dict.fromkeys(jobs) if job.key() not in known and not job.file(self.folder).exists()]
-        if missing: LAUNCHERS[self.launcher](self, missing)
+        if missing:
+            LAUNCHERS[self.launcher](self, missing)
         out = [known.get(job.key()) or json.loads(job.file(self.folder).read_text()) for job in jobs]
-        if self.collected: add_records(self.collected, out)
+        if self.collected:
+            add_records(self.collected, out)
         return out
 
     def rates(self, jobs: list[RunSpec]) -> dict[str, dict]:
@@ -48,10 +53,12 @@ class Study:
         file = self.collected and self.collected.with_stem(self.collected.stem + '_rates')
         known = read_records(file)
         missing = [job for job in jobs if job.key() not in known]
-        if missing and self.launcher != 'inline': raise InputError(f'the learning rate of {missing[0].name} is not known, and only launcher=inline searches for one.')
+        if missing and self.launcher != 'inline':
+            raise InputError(f'the learning rate of {missing[0].name} is not known, and only launcher=inline searches for one.')
         found = run_pool(self, search_rate, missing, lambda job: f'search {job.name}') if missing else []
         known |= {job.key(): dict(key=job.key(), **rate) for job, rate in zip(missing, found)}
-        if file: add_records(file, [known[job.key()] for job in jobs])
+        if file:
+            add_records(file, [known[job.key()] for job in jobs])
         return {job.name: known[job.key()] for job in jobs}
 
 # %% ../../nbs/study/07_launch.ipynb #cell-06
@@ -69,12 +76,18 @@ def run_accelerate(study, jobs: list[RunSpec]) -> None:
             file, log = write_specs(study, [job], job.file('').stem), Path(study.folder)/'jobs'/f'{job.file("").stem}.log'
             command = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', str(repo_root()/'configs'/'one_node.yaml'), '--num_processes', str(study.workers),
                        '--gpu_ids', ','.join(map(str, range(study.workers))), '-m', 'g2rpo.study.launch', str(file), str(study.folder)]
-            with open(log, 'a') as out: run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            with open(log, 'a') as out:
+                run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
             try:
-                while run.poll() is None: say(progress_text(study, jobs)); time.sleep(min(study.seconds, 1))
+                while run.poll() is None:
+                    say(progress_text(study, jobs))
+                    time.sleep(min(study.seconds, 1))
             finally:
-                if run.poll() is None: run.terminate(); run.wait()
-            if run.returncode: raise RunStopped(f'{job.name} with seed {job.cfg.seed} ended with {run.returncode}: {error_line(log)} ({log})')
+                if run.poll() is None:
+                    run.terminate()
+                    run.wait()
+            if run.returncode:
+                raise RunStopped(f'{job.name} with seed {job.cfg.seed} ended with {run.returncode}: {error_line(log)} ({log})')
     say(progress_text(study, jobs))
 
 # %% ../../nbs/study/07_launch.ipynb #cell-08
@@ -83,9 +96,14 @@ LAUNCHERS = dict(none=refuse_to_run, inline=run_inline, accelerate=run_accelerat
 def run_from_file(argv: list[str]) -> int:
     "`python -m g2rpo.study.launch FILE FOLDER [NUMBER]`: run one job of a description. 75: ended by a signal, to be taken up."
     job = spec_from_dict(json.loads(Path(argv[0]).read_text())[int(argv[2]) if len(argv) > 2 else 0])
-    try: run_job(job, argv[1], device=str(init_processes(job.cfg.ddp_timeout).device))
-    except (InputError, RunStopped) as error: print(f'g2rpo: {error}', flush=True); return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt: return 75
+    try:
+        run_job(job, argv[1], device=str(init_processes(job.cfg.ddp_timeout).device))
+    except (InputError, RunStopped) as error:
+        print(f'g2rpo: {error}', flush=True)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        return 75
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(run_from_file(sys.argv[1:]))
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(run_from_file(sys.argv[1:]))

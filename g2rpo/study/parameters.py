@@ -15,31 +15,40 @@ from ..errors import InputError
 # %% ../../nbs/study/11_parameters.ipynb #cell-05
 def literal_assignments(cell: str) -> dict:
     "Names that a cell gives literal values."
-    try: body = ast.parse(cell).body
-    except SyntaxError: return {}
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return {}
     out = {}
     for line in body:
         target = line.targets[0] if isinstance(line, ast.Assign) else line.target if isinstance(line, ast.AnnAssign) and line.value else None
         if isinstance(target, ast.Name):
-            try: out[target.id] = ast.literal_eval(line.value)
-            except ValueError: pass
+            try:
+                out[target.id] = ast.literal_eval(line.value)
+            except ValueError:
+                pass
     return out
 
 def check_parameters(known: dict, given: dict) -> dict:
     "`known` with `given` in its place; refused if a name is new or a value of another type."
     for name, value in given.items():
-        if name not in known: raise InputError(f'parameter {name!r} is not one of {", ".join(known)}' + (f'; did you mean {close[0]}?' if (close := get_close_matches(name, known)) else '.'))
-        if type(value) is not type(known[name]) and not (isinstance(known[name], float) and type(value) is int): raise InputError(f'parameter {name}={value!r} must be a {type(known[name]).__name__}, such as {known[name]!r}.')
+        if name not in known:
+            raise InputError(f'parameter {name!r} is not one of {", ".join(known)}' + (f'; did you mean {close[0]}?' if (close := get_close_matches(name, known)) else '.'))
+        if type(value) is not type(known[name]) and not (isinstance(known[name], float) and type(value) is int):
+            raise InputError(f'parameter {name}={value!r} must be a {type(known[name]).__name__}, such as {known[name]!r}.')
     return known | given
 
 def notebook_parameters(cells: list[str]) -> dict:
     "The parameters of the notebook whose executed cells are `cells` (`In` in Jupyter): its first cell's, and what papermill passed."
     run = [cell for cell in cells if literal_assignments(cell)]
-    if not run: raise InputError('no cell with parameters was executed; run the notebook from its beginning.')
+    if not run:
+        raise InputError('no cell with parameters was executed; run the notebook from its beginning.')
     known, given = literal_assignments(run[0]), {}
     for cell in run[1:]:
-        if cell.lstrip().startswith('# Parameters'): given |= literal_assignments(cell)
-        elif literal_assignments(cell).keys() == known.keys(): known = literal_assignments(cell)
+        if cell.lstrip().startswith('# Parameters'):
+            given |= literal_assignments(cell)
+        elif literal_assignments(cell).keys() == known.keys():
+            known = literal_assignments(cell)
     return check_parameters(known, given)
 
 # %% ../../nbs/study/11_parameters.ipynb #cell-07
@@ -47,10 +56,13 @@ def declared_parameters(notebook: Path) -> dict:
     "Names and defaults of a notebook's parameters."
     cells = json.loads(notebook.read_text())['cells']
     tagged = next((c for c in cells if 'parameters' in c['metadata'].get('tags', ())), None)
-    if tagged is None: raise InputError(f'{notebook} has no cell tagged parameters.')
+    if tagged is None:
+        raise InputError(f'{notebook} has no cell tagged parameters.')
     return literal_assignments(''.join(tagged['source']))
 
 def parse_literal(text: str):
     "A value as it was typed."
-    try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): return dict(true=True, false=False, yes=True, no=False).get(text.lower(), text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return dict(true=True, false=False, yes=True, no=False).get(text.lower(), text)

@@ -18,13 +18,15 @@ from .stats import crossed_interval, Interval
 # %% ../../nbs/study/05_records.ipynb #cell-04
 def read_records(file: Path | None) -> dict[str, dict]:
     "Records of a collection by key."
-    if not file or not file.exists(): return {}
+    if not file or not file.exists():
+        return {}
     return {(record := json.loads(line))['key']: record for line in file.read_text().splitlines()}
 
 def add_records(file: Path, records: list[dict]) -> None:
     "Add `records` to a collection; written only if that changes it."
     known = read_records(file)
-    if all(known.get(record['key']) == record for record in records): return
+    if all(known.get(record['key']) == record for record in records):
+        return
     known |= {record['key']: record for record in records}
     file.parent.mkdir(parents=True, exist_ok=True)
     (part := file.with_suffix('.part')).write_text(''.join(json.dumps(known[key]) + '\n' for key in sorted(known, key=lambda key: (known[key]['name'], key))))
@@ -35,12 +37,15 @@ class Records:
     "Records of a study; `base` is that of the base model."
     def __init__(self, records: Iterable[dict], base: dict):
         self.rows, self.base = {}, base
-        for r in sorted(records, key=lambda r: r['config']['seed']): self.rows.setdefault(r['name'], []).append(r)
+        for r in sorted(records, key=lambda r: r['config']['seed']):
+            self.rows.setdefault(r['name'], []).append(r)
         under = lambda r: (r['protocol'], *r.get('checkpoints', ()))                    # and what its scorers are
         odd = {under(r)[0] for runs in self.rows.values() for r in runs if under(r) != under(base)}
-        if odd: raise InputError(f'records of the protocols {sorted(odd)} and a base of {base["protocol"]} cannot be compared, or their scorers are other files; score them under one.')
+        if odd:
+            raise InputError(f'records of the protocols {sorted(odd)} and a base of {base["protocol"]} cannot be compared, or their scorers are other files; score them under one.')
         twice = [f'{name} with seed {b["config"]["seed"]}' for name, runs in self.rows.items() for a, b in zip(runs, runs[1:]) if a['config']['seed'] == b['config']['seed']]
-        if twice: raise InputError(f'{twice[0]} has two records; a run counts once.')
+        if twice:
+            raise InputError(f'{twice[0]} has two records; a run counts once.')
 
     def table(self, name: str, place: str, scorer: str) -> Tensor:
         "Scores (S, P) of row `name` at `place`: budget, iterations, or T=20 where it was scored with other steps besides."
@@ -67,7 +72,8 @@ class Records:
 
 def scores_at(record: dict, place: str) -> dict[str, list[float]]:
     "Scorer → score of each prompt."
-    if not place.startswith('T='): return record['places'][place]['scores']
+    if not place.startswith('T='):
+        return record['places'][place]['scores']
     return next(other['scores'] for other in record['others'] if other['T'] == int(place[2:]))
 
 # %% ../../nbs/study/05_records.ipynb #cell-08
@@ -83,7 +89,8 @@ def judge_claims(records: Records, claims: list[Claim], places: Iterable[str], s
     out = []
     for place in places:
         for claim in claims:
-            if any(name not in records.rows for name in (claim.a, claim.b)): continue
+            if any(name not in records.rows for name in (claim.a, claim.b)):
+                continue
             for scorer in scorers:
                 d = records.difference(claim.a, claim.b, place, scorer)
                 out.append(dict(claim=claim.text, a=claim.a, b=claim.b, at=place, scorer=scorer, seeds=min(len(records.rows[n]) for n in (claim.a, claim.b)), **asdict(d), verdict=d.verdict))

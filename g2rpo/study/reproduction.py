@@ -35,7 +35,8 @@ def resolve_parameters(said: dict, name: str) -> dict:
     tiny = said['preset'] in ('tiny', 'smoke')
     own = dict(reward='hps' if tiny else TABLE_REWARD.get(name, 'hps'), seeds=TINY_SEEDS.get(name, 0) if said['preset'] == 'tiny' else 0)
     launcher = said['launcher'] or ('inline' if tiny else 'slurm' if shutil.which('sbatch') else 'accelerate')
-    if one_of('launcher', launcher, LAUNCHERS) == 'inline' and not tiny and not said.get('dry_run'): raise InputError(f'launcher=inline is one thread a run, and preset={said["preset"]!r} needs GPUs; say launcher=accelerate or slurm.')
+    if one_of('launcher', launcher, LAUNCHERS) == 'inline' and not tiny and not said.get('dry_run'):
+        raise InputError(f'launcher=inline is one thread a run, and preset={said["preset"]!r} needs GPUs; say launcher=accelerate or slurm.')
     workers = said['workers'] or (torch.cuda.device_count() if launcher == 'accelerate' else 0) or 2
     out = said | {key: said[key] or value for key, value in own.items()} | dict(launcher=launcher, workers=workers)
     experiment_config(out)                                                                              # refuses what contradicts itself
@@ -68,17 +69,21 @@ class Reproduction:
         "Print what will run; with `dry_run`, rehearse and end the notebook. Rows in `fewer` have so many seeds at most."
         dry = self.said['dry_run']
         jobs = self.setting.jobs(rows, {}, self.setting.eval_config(tuple(map(str, range(self.setting.eval_prompts)))) if dry else None, fewer)    # prompts may not be here yet
-        print(config_text(self.setting, self.said, jobs)); print(plan_text(self.setting, jobs))
+        print(config_text(self.setting, self.said, jobs))
+        print(plan_text(self.setting, jobs))
         if dry:
             with tempfile.TemporaryDirectory() as tmp:
-                for finding in rehearse(self.setting, rows, Path(tmp)): print(finding, flush=True)
+                for finding in rehearse(self.setting, rows, Path(tmp)):
+                    print(finding, flush=True)
             sys.exit(0)
 
     def records(self, rows: dict[str, Method], fewer: dict[str, int] = {}) -> Records:
         "The runs of `rows` and the base model: read, gone on with or made."
-        if lacks := self.setting.lacks(rows): raise InputError(lacks)
+        if lacks := self.setting.lacks(rows):
+            raise InputError(lacks)
         self.rates = self.study.rates(self.setting.searches(rows))
-        for name, found in self.rates.items(): print(f'{name:22} lr {found["lr"]:.1e} of ' + ', '.join(f'{float(lr):.0e}: {v:.3f}' for lr, v in sorted(found['tried'].items(), key=lambda t: float(t[0]))))
+        for name, found in self.rates.items():
+            print(f'{name:22} lr {found["lr"]:.1e} of ' + ', '.join(f'{float(lr):.0e}: {v:.3f}' for lr, v in sorted(found['tried'].items(), key=lambda t: float(t[0]))))
         base, *found = self.study.results([self.setting.base(), *self.setting.jobs(rows, self.rates, fewer=fewer)])
         return Records(found, base)
 
@@ -106,20 +111,26 @@ def experiment_names() -> list[str]:
 
 def reproduce(name: str, given: dict[str, str], out: Path | None = None) -> dict:
     "Run a reproduction; the row it wrote."
-    if name not in experiment_names(): raise InputError(f'name={name!r} is not one of {", ".join(experiment_names())}.')
+    if name not in experiment_names():
+        raise InputError(f'name={name!r} is not one of {", ".join(experiment_names())}.')
     notebook = repo_root()/'nbs'/f'{name}.ipynb'
     typed = check_parameters(declared_parameters(notebook), {key: parse_literal(value) for key, value in given.items()})
     said = resolve_parameters(typed, name)
-    try: import papermill
-    except ModuleNotFoundError: raise InputError("a notebook is run by papermill and a Jupyter kernel, which are not installed; run: pip install '.[nb]'") from None
+    try:
+        import papermill
+    except ModuleNotFoundError:
+        raise InputError("a notebook is run by papermill and a Jupyter kernel, which are not installed; run: pip install '.[nb]'") from None
     out = Path(out) if out else Path('runs')/'repro'/f'{name}-{said["preset"]}'
     out.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(notebook, out/f'{name}.ipynb', {key: typed[key] for key in given}, cwd=notebook.parent, kernel_name='python3')
+    try:
+        papermill.execute_notebook(notebook, out/f'{name}.ipynb', {key: typed[key] for key in given}, cwd=notebook.parent, kernel_name='python3')
     except papermill.PapermillExecutionError as error:
-        if (kind := dict(InputError=InputError, RunStopped=RunStopped).get(error.ename)) is None: raise
+        if (kind := dict(InputError=InputError, RunStopped=RunStopped).get(error.ename)) is None:
+            raise
         raise kind(error.evalue) from None
     print(f'The notebook is {out/name}.ipynb')
-    if said['dry_run']: return dry_run_result(out/f'{name}.ipynb')
+    if said['dry_run']:
+        return dry_run_result(out/f'{name}.ipynb')
     return json.loads(result_file(said, name).read_text())
 
 def dry_run_result(notebook: Path) -> dict:

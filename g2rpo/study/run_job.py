@@ -29,12 +29,14 @@ def evaluate_on_all_ranks(policy, protocol: EvalConfig, scorers: dict, batch_siz
     "`evaluate` by all processes, each on its share of the prompts."
     from accelerate.utils import gather_object
     state = init_processes()
-    if state.num_processes == 1: return evaluate(policy, protocol, scorers, batch_size)
+    if state.num_processes == 1:
+        return evaluate(policy, protocol, scorers, batch_size)
     mine = protocol.prompts[state.process_index::state.num_processes]
     parts = gather_object([evaluate(policy, replace(protocol, prompts=mine), scorers, batch_size) if mine else {}])
     out = {name: torch.zeros(len(protocol.prompts), len(protocol.seeds)) for name in scorers}
     for rank, part in enumerate(parts):
-        for name, table in part.items(): out[name][rank::state.num_processes] = table
+        for name, table in part.items():
+            out[name][rank::state.num_processes] = table
     return out
 
 COST_KEYS = ('nfe', 'forwards', 'grad_forwards', 'decodes', 'scored', 'seconds')
@@ -45,15 +47,20 @@ def score_places(job: RunSpec, places: dict[str, int], log: list[dict], home: Pa
     from g2rpo.rewards.load import load_rewards
     cfg = replace(job.cfg, height=job.protocol.height, width=job.protocol.width)       # pictures may be judged larger than they were trained
     policy, scorers = open_policy(cfg, device), load_rewards(job.protocol.scorers, device)
-    if cfg.lora_rank: make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
+    if cfg.lora_rank:
+        make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     few, out = replace(job.protocol, prompts=job.protocol.prompts[:job.probe_prompts], seeds=job.protocol.seeds[:1]), dict(checkpoints=list(scorer_hashes(scorers)), places={}, probes=[], others=[])
     rounded = lambda table: {name: [round(s, 5) for s in t.mean(1).tolist()] for name, t in table.items()}
     for place, n in places.items():
-        if n: load_snapshot(policy, load_file(snapshot_file(home, n)))
+        if n:
+            load_snapshot(policy, load_file(snapshot_file(home, n)))
         row = dict(iterations=n) | {k: log[n - 1][k] if n else 0 for k in COST_KEYS}
-        if place.startswith('probe'): out['probes'].append(row | {name: t.mean().item() for name, t in evaluate_on_all_ranks(policy, few, scorers, cfg.batch_size).items()})
-        else: out['places'][place] = row | dict(scores=rounded(evaluate_on_all_ranks(policy, job.protocol, scorers, cfg.batch_size)))
-    for protocol in job.others: out['others'].append(dict(protocol=protocol.id(), T=protocol.T, scores=rounded(evaluate_on_all_ranks(policy, protocol, scorers, cfg.batch_size))))
+        if place.startswith('probe'):
+            out['probes'].append(row | {name: t.mean().item() for name, t in evaluate_on_all_ranks(policy, few, scorers, cfg.batch_size).items()})
+        else:
+            out['places'][place] = row | dict(scores=rounded(evaluate_on_all_ranks(policy, job.protocol, scorers, cfg.batch_size)))
+    for protocol in job.others:
+        out['others'].append(dict(protocol=protocol.id(), T=protocol.T, scores=rounded(evaluate_on_all_ranks(policy, protocol, scorers, cfg.batch_size))))
     return out
 
 def machine_name(device: str) -> str:
@@ -62,8 +69,10 @@ def machine_name(device: str) -> str:
 
 def run_job(job: RunSpec, folder, threads: int = 0, device: str = 'cpu') -> dict:
     "Train and score a job, or load what it gave before."
-    if (file := job.file(folder)).exists(): return json.loads(file.read_text())
-    if threads: torch.set_num_threads(threads)
+    if (file := job.file(folder)).exists():
+        return json.loads(file.read_text())
+    if threads:
+        torch.set_num_threads(threads)
     home = job.home(folder)
     places = job.places(training_grid(job.cfg))
     with training_lock(home):
@@ -75,7 +84,8 @@ def run_job(job: RunSpec, folder, threads: int = 0, device: str = 'cpu') -> dict
         result['seconds'] = (log[-1]['seconds'] if log else 0) + time.time() - began      # of training, however often it was taken up, and of scoring
         if init_processes().is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
-            (part := file.with_suffix('.part')).write_text(json.dumps(result)); part.rename(file)
+            (part := file.with_suffix('.part')).write_text(json.dumps(result))
+            part.rename(file)
             shutil.rmtree(home/'checkpoints', ignore_errors=True)
         init_processes().wait_for_everyone()
     return json.loads(file.read_text())
@@ -87,10 +97,13 @@ def search_rate(job: RunSpec, folder, threads: int = 0, tries: int = 7) -> dict:
     def value(lr):
         if lr not in seen:
             run = run_job(replace(job, cfg=replace(job.cfg, lr=lr)), folder, threads)
-            scores = run['places']['budget']['scores'][train_to]; seconds.append(run['seconds'])
+            scores = run['places']['budget']['scores'][train_to]
+            seconds.append(run['seconds'])
             seen[lr] = sum(scores)/len(scores)
         return seen[lr]
     best, factor = job.cfg.lr, 2.
-    if value(best/2) > max(value(best), value(best*2)): factor = .5
-    while len(seen) < tries and value(best*factor) > value(best): best *= factor
+    if value(best/2) > max(value(best), value(best*2)):
+        factor = .5
+    while len(seen) < tries and value(best*factor) > value(best):
+        best *= factor
     return dict(name=job.name, lr=best, tried=dict(sorted(seen.items())), seconds=sum(seconds))

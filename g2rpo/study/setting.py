@@ -27,7 +27,8 @@ def short_run_rows(psi: Path | None = None) -> dict[str, Method]:
     "Rows for runs of some dozen iterations; `dense_grpo` with the noise in `psi`."
     rows = {name: replace(row, ema=0., starts=min(row.starts, 2), window=row.window and replace(row.window, every=10)) for name, row in METHODS.items()}
     rows['dense_constant'] = rows['dense_grpo']
-    if psi: rows['dense_grpo'] = replace(rows['dense_grpo'], psi=load_psi(psi))
+    if psi:
+        rows['dense_grpo'] = replace(rows['dense_grpo'], psi=load_psi(psi))
     return rows
 
 # %% ../../nbs/study/09_setting.ipynb #cell-07
@@ -58,12 +59,16 @@ class ExperimentConfig:
     steps: tuple[int, ...] = ()   # further numbers of inference steps to be scored with
 
     def __post_init__(self):
-        one_of('preset', self.preset, ('tiny', 'smoke', 'paper', 'official_script')); one_of('reward', self.reward, TRAINED_SCORERS['paper' if self.published else 'tiny'])
-        if self.preset == 'official_script' and self.reward in SD3_TASKS: raise InputError(f"preset='official_script' and reward={self.reward!r} contradict each other: DenseGRPO has released no scripts; say preset=paper.")
+        one_of('preset', self.preset, ('tiny', 'smoke', 'paper', 'official_script'))
+        one_of('reward', self.reward, TRAINED_SCORERS['paper' if self.published else 'tiny'])
+        if self.preset == 'official_script' and self.reward in SD3_TASKS:
+            raise InputError(f"preset='official_script' and reward={self.reward!r} contradict each other: DenseGRPO has released no scripts; say preset=paper.")
         for name, own in (SETTING_DEFAULTS[self.pool] | (dict(eval_prompts=TEST_PROMPTS[self.reward]) if self.published else {})).items():
             at_least(name, getattr(self, name), 0)
-            if not getattr(self, name) or getattr(self, name) == own: object.__setattr__(self, name, own)
-            elif not own: raise InputError(f'{name}={getattr(self, name)} and preset={self.preset!r} contradict each other: it is fixed there.')
+            if not getattr(self, name) or getattr(self, name) == own:
+                object.__setattr__(self, name, own)
+            elif not own:
+                raise InputError(f'{name}={getattr(self, name)} and preset={self.preset!r} contradict each other: it is fixed there.')
 
     @property
     def published(self) -> bool: return self.preset not in ('tiny', 'smoke')
@@ -81,8 +86,10 @@ class ExperimentConfig:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        if not self.published: return TINY_SCORERS
-        if self.reward in SD3_TASKS: return tuple(dict.fromkeys((*self.trained, 'aesthetic', 'imagereward', 'pickscore', 'unified_reward')))
+        if not self.published:
+            return TINY_SCORERS
+        if self.reward in SD3_TASKS:
+            return tuple(dict.fromkeys((*self.trained, 'aesthetic', 'imagereward', 'pickscore', 'unified_reward')))
         return 'hps21', 'clip', 'pickscore', 'imagereward', 'unified_reward'
 
     @property
@@ -100,9 +107,12 @@ class ExperimentConfig:
 
     def preset_of(self, name: str) -> Config:
         "The published config of row `name`."
-        if self.preset == 'smoke': return tiny(preset='smoke', T=6, group_size=4, prompts_per_iteration=2)
-        if not self.published: return tiny()
-        if self.reward in SD3_TASKS: return PRESETS['flow_grpo_sd3' if name == 'flow_grpo' else 'dense_grpo_sd3']()
+        if self.preset == 'smoke':
+            return tiny(preset='smoke', T=6, group_size=4, prompts_per_iteration=2)
+        if not self.published:
+            return tiny()
+        if self.reward in SD3_TASKS:
+            return PRESETS['flow_grpo_sd3' if name == 'flow_grpo' else 'dense_grpo_sd3']()
         return PRESETS[dict(dance_grpo='dance_grpo_flux', mix_grpo='mix_grpo_flux').get(name, self.preset)]()
 
     def rows(self, *names: str) -> dict[str, Method]:
@@ -113,8 +123,10 @@ class ExperimentConfig:
         def own(name):
             row = METHODS[one_of('row', dict(dense_constant='dense_grpo').get(name, name), METHODS)]
             sd3 = row.kl is not None
-            if sd3 != (self.reward in SD3_TASKS): raise InputError(f'{name} and reward={self.reward!r} have no published setting together; it is trained on {", ".join(SD3_TASKS) if sd3 else "hps, hps+clip"}.')
-            if sd3: return replace(row, beta=.01 if self.reward == 'pickscore' else .04, psi=load_psi(psi) if name == 'dense_grpo' and (psi := self.psi_file()).exists() else None)
+            if sd3 != (self.reward in SD3_TASKS):
+                raise InputError(f'{name} and reward={self.reward!r} have no published setting together; it is trained on {", ".join(SD3_TASKS) if sd3 else "hps, hps+clip"}.')
+            if sd3:
+                return replace(row, beta=.01 if self.reward == 'pickscore' else .04, psi=load_psi(psi) if name == 'dense_grpo' and (psi := self.psi_file()).exists() else None)
             return replace(row, granularities=(1, 2)) if name == 'g2rpo' and self.preset == 'official_script' else row
         return {name: own(name) for name in names}
 
@@ -124,19 +136,22 @@ class ExperimentConfig:
 
     def lacks(self, rows: dict[str, Method]) -> str:
         "What `rows` need besides, and how to make it."
-        if not self.published or 'dense_grpo' not in rows or rows['dense_grpo'].psi: return ''
+        if not self.published or 'dense_grpo' not in rows or rows['dense_grpo'].psi:
+            return ''
         return f'dense_grpo has no calibrated noise yet; run: g2rpo calibrate --preset dense_grpo_sd3 --rewards {self.reward} --prompts {self.reward}_train --out {self.psi_file().relative_to(repo_root())}'
 
     def config(self, name: str, row: Method, seed: int = 0, lr: float | None = None) -> Config:
         "The config of row `name`."
         cfg = self.preset_of(name)
         changes = dict(method=row, seed=cfg.seed + seed) | (dict(lr=lr) if lr else {}) | (dict(rewards=self.trained) if self.trained != cfg.rewards else {})
-        if self.reward in SD3_TASKS: changes |= dict(prompts=f'{self.reward}_train', iterations=TASK_ITERATIONS[self.reward], weights=cfg.weights if self.reward == 'pickscore' else ())
+        if self.reward in SD3_TASKS:
+            changes |= dict(prompts=f'{self.reward}_train', iterations=TASK_ITERATIONS[self.reward], weights=cfg.weights if self.reward == 'pickscore' else ())
         return replace(cfg, **changes)
 
     def held(self) -> tuple[str, ...]:
         "Held-out prompts."
-        if not self.published: return tuple(sign_prompts('test', self.eval_prompts))
+        if not self.published:
+            return tuple(sign_prompts('test', self.eval_prompts))
         return tuple(load_prompts(f'{self.reward}_test' if self.reward in SD3_TASKS else 'hpdv2_test', self.scorers)[:self.eval_prompts])
 
     def eval_config(self, prompts: tuple[str, ...] | None = None) -> EvalConfig:
@@ -145,7 +160,8 @@ class ExperimentConfig:
 
     def searches(self, rows: dict[str, Method]) -> list[RunSpec]:
         "Jobs that a learning rate is searched from, on training prompts and a seed that no study uses; none where it is published."
-        if not self.search_prompts: return []
+        if not self.search_prompts:
+            return []
         chooser = EvalConfig(tuple(sign_prompts('train')[:self.search_prompts]), (0,), scorers=self.trained)
         return [RunSpec(name, self.config(name, row, 100, 2e-4), chooser, self.budget) for name, row in rows.items()]
 

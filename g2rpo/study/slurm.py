@@ -23,16 +23,19 @@ def run_slurm(study, jobs: list[RunSpec]) -> None:
     waiting = {name for names in arrays.values() for name in names}
     if new := [job for job in jobs if job.file('').name not in waiting]:
         file = write_specs(study, new, f'array-{time.time_ns()}')
-        if not shutil.which('sbatch'): raise InputError('launcher=slurm, but there is no sbatch here; start this where jobs are submitted, or say launcher=accelerate.')
+        if not shutil.which('sbatch'):
+            raise InputError('launcher=slurm, but there is no sbatch here; start this where jobs are submitted, or say launcher=accelerate.')
         asked = subprocess.run(['sbatch', '--parsable', f'--array=0-{len(new) - 1}', f'--output={Path(study.folder).resolve()}/jobs/%A_%a.log', str(repo_root()/'scripts'/'study.sbatch'), str(file.resolve()), str(Path(study.folder).resolve())], capture_output=True, text=True)
-        if asked.returncode: raise InputError(f'sbatch refused the study: {asked.stderr.strip()}')
+        if asked.returncode:
+            raise InputError(f'sbatch refused the study: {asked.stderr.strip()}')
         arrays[asked.stdout.strip().split(';')[0]] = [job.file('').name for job in new]
         kept.write_text(json.dumps(arrays))
     while any(not job.file(study.folder).exists() for job in jobs):
         say(progress_text(study, jobs))
         if not any(map(is_queued, arrays)):
             left = [job for job in jobs if not job.file(study.folder).exists()]
-            if left: raise RunStopped(f'the array {", ".join(arrays)} is over and {len(left)} runs have no result, the first is {left[0].name} with seed {left[0].cfg.seed}; look into {study.folder}/jobs.')
+            if left:
+                raise RunStopped(f'the array {", ".join(arrays)} is over and {len(left)} runs have no result, the first is {left[0].name} with seed {left[0].cfg.seed}; look into {study.folder}/jobs.')
         time.sleep(study.seconds)
     say(progress_text(study, jobs))
 

@@ -36,17 +36,22 @@ def verdict_table(verdicts: list[dict], trained: tuple[str, ...]) -> str:
     lines, last = [], None
     wide = max((len(v['claim']) for v in verdicts), default=0) + 2
     for v in verdicts:
-        if v['at'] != last: lines.append(f'\n{place_text(v["at"])}'); last, claim = v['at'], None
+        if v['at'] != last:
+            lines.append(f'\n{place_text(v["at"])}')
+            last, claim = v['at'], None
         lines.append(f'{v["claim"] if v["claim"] != claim else "":{wide}}{v["scorer"]:10}{"trained" if v["scorer"] in trained else "held out":9} {v["seeds"]} seed{"s" if v["seeds"] > 1 else " "}  {str(Interval(v["mean"], v["low"], v["high"])):26}{v["verdict"]}')
         claim = v['claim']
-    if any(v['seeds'] == 1 for v in verdicts): lines.append('\nOne seed: intervals are over prompts alone, so they speak of these runs and not of the methods.')
+    if any(v['seeds'] == 1 for v in verdicts):
+        lines.append('\nOne seed: intervals are over prompts alone, so they speak of these runs and not of the methods.')
     return '\n'.join(lines).strip('\n')
 
 # %% ../../nbs/study/10_tables.ipynb #cell-06
 def published_rows(file: Path, paper: str, part: str) -> list[dict]:
     "Rows of a published table."
-    try: return json.loads(Path(file).read_text())[paper][part]
-    except (OSError, KeyError) as error: raise InputError(f'{file} has no {paper}/{part}.') from error
+    try:
+        return json.loads(Path(file).read_text())[paper][part]
+    except (OSError, KeyError) as error:
+        raise InputError(f'{file} has no {paper}/{part}.') from error
 
 def published_table(rows: list[dict], columns: Iterable[str], label: str = 'method') -> str:
     "A published table."
@@ -58,8 +63,10 @@ def published_table(rows: list[dict], columns: Iterable[str], label: str = 'meth
 # %% ../../nbs/study/10_tables.ipynb #cell-08
 def round_floats(value, digits: int = 5):
     "Numbers rounded, through all levels."
-    if isinstance(value, float): return round(value, digits)
-    if isinstance(value, dict): return {key: round_floats(v, digits) for key, v in value.items()}
+    if isinstance(value, float):
+        return round(value, digits)
+    if isinstance(value, dict):
+        return {key: round_floats(v, digits) for key, v in value.items()}
     return [round_floats(v, digits) for v in value] if isinstance(value, (list, tuple)) else value
 
 def result_row(records: Records, settings: dict, places: Iterable[str], scorers: Iterable[str], verdicts: list[dict], **more) -> dict:
@@ -74,5 +81,6 @@ def write_result(file: Path, row: dict) -> Path:
     text = json.dumps(row, indent=1) + '\n'
     if not file.exists() or file.read_text() != text:
         file.parent.mkdir(parents=True, exist_ok=True)
-        (part := file.with_suffix('.part')).write_text(text); part.rename(file)
+        (part := file.with_suffix('.part')).write_text(text)
+        part.rename(file)
     return file

@@ -30,9 +30,11 @@ def training_lock(home: Path):
         handle = os.open(home.with_suffix('.lock'), os.O_CREAT | os.O_RDWR)
         fcntl.flock(handle, fcntl.LOCK_EX)
     state.wait_for_everyone()
-    try: yield
+    try:
+        yield
     finally:
-        if state.is_main_process: os.close(handle)
+        if state.is_main_process:
+            os.close(handle)
 
 def snapshot_file(home: Path, n: int) -> Path: return home/'at'/f'{n:06d}.safetensors'
 
@@ -40,9 +42,11 @@ def save_snapshot(policy, file: Path) -> None:
     "Store what `policy` has learned so far."
     from safetensors.torch import save_file
     learned = {name: full_tensor(p.detach()).cpu().clone() for name, p in policy.pipe.transformer.named_parameters() if p.requires_grad}
-    if not init_processes().is_main_process: return
+    if not init_processes().is_main_process:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(learned, part := file.with_suffix('.part')); part.rename(file)
+    save_file(learned, part := file.with_suffix('.part'))
+    part.rename(file)
 
 def train_to(cfg: Config, ends: list[int], home: Path, device: str = 'cpu') -> list[dict]:
     "Train `cfg` in `home` up to the last of `ends` and keep its weights at each; metrics of its iterations."
@@ -55,15 +59,19 @@ def train_to(cfg: Config, ends: list[int], home: Path, device: str = 'cpu') -> l
         state.wait_for_everyone()
         if not old:
             missing = [n for n in sorted(ends) if n]
-            if state.is_main_process: shutil.rmtree(home, ignore_errors=True)
+            if state.is_main_process:
+                shutil.rmtree(home, ignore_errors=True)
         state.wait_for_everyone()
         policy, last = open_policy(cfg, device), max(ends)
         def watch(row):
-            if row['iteration'] + 1 in missing: save_snapshot(policy, snapshot_file(home, row['iteration'] + 1))
+            if row['iteration'] + 1 in missing:
+                save_snapshot(policy, snapshot_file(home, row['iteration'] + 1))
         cfg = replace(cfg, iterations=last, save_every=min(cfg.save_every, max(1, last//10)))
         rows = train(cfg, load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), home, policy=policy, on_iteration=watch, resume=old, override=('iterations', 'save_every')).metrics
-        if len(rows) < last: raise KeyboardInterrupt
-        if cfg.method.ema: save_snapshot(policy, snapshot_file(home, last))       # averaged, as a run ends
+        if len(rows) < last:
+            raise KeyboardInterrupt
+        if cfg.method.ema:
+            save_snapshot(policy, snapshot_file(home, last))       # averaged, as a run ends
     state.wait_for_everyone()
     return [json.loads(line) for line in log.read_text().splitlines()] if max(ends) else []
 
@@ -72,4 +80,5 @@ def load_snapshot(policy, learned: dict) -> None:
     "Give `policy` what `keep` stored."
     params = dict(policy.pipe.transformer.named_parameters())
     with torch.no_grad():
-        for name, value in learned.items(): params[name].copy_(value)
+        for name, value in learned.items():
+            params[name].copy_(value)

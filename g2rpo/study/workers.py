@@ -25,24 +25,31 @@ def progress_text(study, jobs: list[RunSpec]) -> str:
     text, done = [], 0
     for job in jobs:
         log = job.home(study.folder)/'metrics.jsonl'
-        if job.file(study.folder).exists(): done += 1
+        if job.file(study.folder).exists():
+            done += 1
         elif log.exists():
             *_, last = ['', *log.read_text().splitlines()]
-            try: row = json.loads(last)
-            except json.JSONDecodeError: continue
+            try:
+                row = json.loads(last)
+            except json.JSONDecodeError:
+                continue
             rewards = '  '.join(f'{name} {row[f"reward/{name}"]:.3f}' for name in job.cfg.rewards)
             text.append(f'  {job.name} seed {job.cfg.seed}: iteration {row["iteration"] + 1} of {job.length}  {rewards}')
     return '\n'.join([f'{done} of {len(jobs)} runs are there', *text])
 
 def live_text() -> Callable[[str], None]:
     "A function that shows a text in the place of the one before."
-    try: from IPython import get_ipython
-    except ImportError: get_ipython = lambda: None
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        get_ipython = lambda: None
     if get_ipython() is None:
         seen = []
         def say(text):
             head = text.splitlines()[0]
-            if head not in seen: seen.append(head); print(head, flush=True)
+            if head not in seen:
+                seen.append(head)
+                print(head, flush=True)
         return say
     from IPython.display import Pretty, display
     class Text(Pretty):
@@ -57,17 +64,22 @@ def single_threaded():
     calm = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', TQDM_DISABLE='1', TOKENIZERS_PARALLELISM='false')
     before = {name: os.environ.get(name) for name in calm}
     os.environ |= calm
-    try: yield
+    try:
+        yield
     finally:
         for name, value in before.items():
-            if value is None: os.environ.pop(name)
-            else: os.environ[name] = value
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 def end_with_parent() -> None:
     "In a worker: end with the process that started it, as by SIGTERM, so that a training saves first and no other begins."
     def watch():
         parent_process().join()
-        while True: os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
     Thread(target=watch, daemon=True).start()
 
 def run_pool(study, task: Callable, jobs: list[RunSpec], line: Callable | None = None) -> list:
@@ -80,7 +92,9 @@ def run_pool(study, task: Callable, jobs: list[RunSpec], line: Callable | None =
             done, left = wait(left, study.seconds, FIRST_COMPLETED)
             say(progress_text(study, jobs) if line is None else f'{len(jobs) - len(left)} of {len(jobs)}: ' + ', '.join(line(job) for job, t in zip(jobs, tasks) if not t.done()))
             for ended in done:
-                if ended.exception(): pool.shutdown(cancel_futures=True); ended.result()
+                if ended.exception():
+                    pool.shutdown(cancel_futures=True)
+                    ended.result()
     return [ended.result() for ended in tasks]
 
 # %% ../../nbs/study/06_workers.ipynb #cell-07

@@ -39,11 +39,17 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self):
-        one_of('criterion', self.criterion, PSI_CRITERIA); one_of('kind', self.kind, PSI_KINDS); above('eps2', self.eps2, 0)
-        for name in ('T', 'trajectories', 'rounds'): at_least(name, getattr(self, name), 2)
-        if not isinstance(self.start, tuple): object.__setattr__(self, 'start', (self.start,)*self.T)
-        for start in self.start: above('start', start, 0)
-        if len(self.start) != self.T: raise InputError(f'start has {len(self.start)} values and T={self.T}; give one for all steps or one for each.')
+        one_of('criterion', self.criterion, PSI_CRITERIA)
+        one_of('kind', self.kind, PSI_KINDS)
+        above('eps2', self.eps2, 0)
+        for name in ('T', 'trajectories', 'rounds'):
+            at_least(name, getattr(self, name), 2)
+        if not isinstance(self.start, tuple):
+            object.__setattr__(self, 'start', (self.start,)*self.T)
+        for start in self.start:
+            above('start', start, 0)
+        if len(self.start) != self.T:
+            raise InputError(f'start has {len(self.start)} values and T={self.T}; give one for all steps or one for each.')
 
 def step_gains(policy, method: Method, reward, prompts: list[str], T: int, seed: int, iteration: int, batch_size: int, ledger: Ledger) -> Tensor:
     "Gains ΔR (K, N) of one trajectory for each of N prompts."
@@ -60,7 +66,8 @@ def calibrate(policy, reward, prompts: list[str], cal: Calibration, batch_size: 
     grid, ledger = policy.grid(cal.T), Ledger()
     plan = METHODS['dense_grpo'].plan(grid)
     unit = torch.ones(cal.T, dtype=torch.float64)                                               # ψ of a multiplier of 1
-    if cal.kind == 'absolute': unit = Psi(tuple(unit.tolist()), tuple(grid.tolist())).levels(grid)
+    if cal.kind == 'absolute':
+        unit = Psi(tuple(unit.tolist()), tuple(grid.tolist())).levels(grid)
     psi, make = torch.tensor(cal.start, dtype=torch.float64)*unit, lambda values: Psi(tuple(values.tolist()), tuple(grid.tolist()), cal.kind)
     def gains(psi, round, n): return step_gains(policy, replace(METHODS['dense_grpo'], psi=make(psi)), reward, draw_prompts(prompts, n, cal.seed, round), cal.T, cal.seed, round, batch_size, ledger)
     history, check = [psi.tolist()], min(4*cal.trajectories, len(prompts))
@@ -68,7 +75,8 @@ def calibrate(policy, reward, prompts: list[str], cal: Calibration, batch_size: 
     for round in range(cal.rounds):
         psi = adjust_psi(psi, gains(psi, round, cal.trajectories), cal.criterion, cal.eps1, cal.eps2, *(bound*unit for bound in PSI_BOUNDS))
         history.append(psi.tolist())
-        if watch: watch(round, psi)
+        if watch:
+            watch(round, psi)
     psi = torch.tensor(history[-max(1, cal.rounds//3):], dtype=torch.float64).mean(0)
     after = gains(psi, cal.rounds, check)                                                      # the same prompts and noise as before
     return dict(kind=cal.kind, grid=grid.tolist(), values=psi.tolist(), calibration=asdict(cal), positive_before=positive_share(before), positive_after=positive_share(after),
@@ -77,8 +85,11 @@ def calibrate(policy, reward, prompts: list[str], cal: Calibration, batch_size: 
 def save_calibration(result: dict, path) -> None:
     "The artefact as JSON, and its picture beside it."
     path = Path(path)
-    try: path.parent.mkdir(parents=True, exist_ok=True); path.write_text(json.dumps(result))
-    except OSError as error: raise InputError(f'out={str(path)!r} cannot be written: {error.strerror}.') from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    except OSError as error:
+        raise InputError(f'out={str(path)!r} cannot be written: {error.strerror}.') from error
     draw_calibration(result, path.with_suffix('.png'))
 
 def draw_calibration(result: dict, path) -> None:
@@ -86,9 +97,15 @@ def draw_calibration(result: dict, path) -> None:
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 2.8))
     steps = range(len(result['values']))
-    axes[0].plot(steps, result['history'][0], color='.6', label='start'); axes[0].plot(steps, result['values'], 'o-', ms=4, color='k', label='calibrated')
-    axes[0].set(xlabel='index', ylabel='ψ'); axes[0].legend(frameon=False, fontsize=8)
+    axes[0].plot(steps, result['history'][0], color='.6', label='start')
+    axes[0].plot(steps, result['values'], 'o-', ms=4, color='k', label='calibrated')
+    axes[0].set(xlabel='index', ylabel='ψ')
+    axes[0].legend(frameon=False, fontsize=8)
     for shift, key, color in ((-.2, 'positive_before', '.7'), (.2, 'positive_after', 'k')):
         axes[1].bar([i + shift for i in steps], result[key], .38, color=color, label=key.split('_')[1])
-    axes[1].axhline(.5, color='#b2182b', lw=.8); axes[1].set(xlabel='index', ylabel='share of positive gains', ylim=(0, 1)); axes[1].legend(frameon=False, fontsize=8)
-    fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
+    axes[1].axhline(.5, color='#b2182b', lw=.8)
+    axes[1].set(xlabel='index', ylabel='share of positive gains', ylim=(0, 1))
+    axes[1].legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)

@@ -27,8 +27,10 @@ FILE_BYTES = 4*2**30   # bytes of tensors in one file
 def fsync(path: Path) -> None:
     "What was written to `path`, a file or a folder, is on the disk when this returns."
     handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 def write_tensors(folder: Path, training_tensors: Iterable[tuple[str, Tensor]]) -> None:
     "Safetensors files of at most `SHARD` bytes, one in memory at a time."
@@ -37,18 +39,22 @@ def write_tensors(folder: Path, training_tensors: Iterable[tuple[str, Tensor]]) 
     part, size, n = {}, 0, 0
     def close():
         nonlocal part, size, n
-        try: part and save_file(part, folder/f'tensors-{n:05d}.safetensors')
-        except SafetensorError as error: raise OSError(None, str(error)) from error       # how it says that a disk is full
+        try:
+            part and save_file(part, folder/f'tensors-{n:05d}.safetensors')
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error       # how it says that a disk is full
         part, size, n = {}, 0, n + 1
     for checkpoint_name, tensor in training_tensors:
         kept = tensor.detach().cpu().clone().contiguous()            # of its own: safetensors refuses what shares memory
-        if size + kept.nbytes > FILE_BYTES: close()
+        if size + kept.nbytes > FILE_BYTES:
+            close()
         part[checkpoint_name], size = kept, size + kept.nbytes
     close()
 
 def file_digest(path: Path) -> dict:
     "Size and sha256 of a file."
-    with open(path, 'rb') as file: return dict(size=path.stat().st_size, sha256=hashlib.file_digest(file, 'sha256').hexdigest())
+    with open(path, 'rb') as file:
+        return dict(size=path.stat().st_size, sha256=hashlib.file_digest(file, 'sha256').hexdigest())
 
 def write_checkpoint(place: Path, training_tensors: Iterable[tuple[str, Tensor]], state: dict) -> None:
     "Make the folder `place` of `tensors` and `state`, or leave nothing."
@@ -60,9 +66,11 @@ def write_checkpoint(place: Path, training_tensors: Iterable[tuple[str, Tensor]]
         (part/'state.json').write_text(json.dumps(state))
         files = {file.name: file_digest(file) for file in sorted(part.iterdir())}
         (part/'manifest.json').write_text(json.dumps(files, indent=1))
-        for file in part.iterdir(): fsync(file)
+        for file in part.iterdir():
+            fsync(file)
         fsync(part)
-        if place.exists(): shutil.rmtree(place)       # damaged, or of a run that was taken up from before it
+        if place.exists():
+            shutil.rmtree(place)       # damaged, or of a run that was taken up from before it
         part.rename(place)
         fsync(place.parent)
     except BaseException:
@@ -72,13 +80,19 @@ def write_checkpoint(place: Path, training_tensors: Iterable[tuple[str, Tensor]]
 # %% ../../nbs/training/05_checkpoint.ipynb #cell-07
 def find_damage(place: Path) -> str | None:
     "What is wrong with the checkpoint at `place`; None if nothing."
-    try: files = json.loads((place/'manifest.json').read_text())
-    except FileNotFoundError: return 'it has no manifest'
-    except (json.JSONDecodeError, UnicodeDecodeError): return 'its manifest cannot be read'
-    if not isinstance(files, dict) or 'state.json' not in files: return 'its manifest lists no state.json'
+    try:
+        files = json.loads((place/'manifest.json').read_text())
+    except FileNotFoundError:
+        return 'it has no manifest'
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return 'its manifest cannot be read'
+    if not isinstance(files, dict) or 'state.json' not in files:
+        return 'its manifest lists no state.json'
     for checkpoint_name, want in files.items():
-        if not (place/checkpoint_name).is_file(): return f'{checkpoint_name} is missing'
-        if file_digest(place/checkpoint_name) != want: return f'{checkpoint_name} is not what was written'
+        if not (place/checkpoint_name).is_file():
+            return f'{checkpoint_name} is missing'
+        if file_digest(place/checkpoint_name) != want:
+            return f'{checkpoint_name} is not what was written'
     return None
 
 def saved_iterations(folder: Path) -> list[int]:
@@ -91,27 +105,35 @@ def latest_checkpoint(folder: Path, step: int | None = None) -> Path | None:
     "The last whole checkpoint in `folder`, or that of iteration `step`; None if there has never been one."
     found = saved_iterations(folder)
     if step is not None:
-        if step not in found: raise InputError(f'resume={step}, but {folder} has checkpoints of the iterations {found or "none"}.')
-        if wrong := find_damage(folder/checkpoint_name(step)): raise InputError(f'resume={step}, but {folder/checkpoint_name(step)} is damaged: {wrong}; resume without a number to use the last whole one.')
+        if step not in found:
+            raise InputError(f'resume={step}, but {folder} has checkpoints of the iterations {found or "none"}.')
+        if wrong := find_damage(folder/checkpoint_name(step)):
+            raise InputError(f'resume={step}, but {folder/checkpoint_name(step)} is damaged: {wrong}; resume without a number to use the last whole one.')
         return folder/checkpoint_name(step)
     for step in reversed(found):
-        if not (wrong := find_damage(folder/checkpoint_name(step))): return folder/checkpoint_name(step)
+        if not (wrong := find_damage(folder/checkpoint_name(step))):
+            return folder/checkpoint_name(step)
         warnings.warn(f'the checkpoint {folder/checkpoint_name(step)} is passed over: {wrong}.')
-    if found: raise InputError(f'{folder} has checkpoints of the iterations {found}, but none is whole; start again in another folder.')
+    if found:
+        raise InputError(f'{folder} has checkpoints of the iterations {found}, but none is whole; start again in another folder.')
     return None
 
 def set_aside(folder: Path, step: int) -> None:
     "Rename the checkpoints after iteration `step`: a run that goes on from there has another future."
     for later in saved_iterations(folder):
-        if later <= step: continue
+        if later <= step:
+            continue
         aside = folder/f'{checkpoint_name(later)}.left'
-        if aside.exists(): shutil.rmtree(aside)
+        if aside.exists():
+            shutil.rmtree(aside)
         (folder/checkpoint_name(later)).rename(aside)
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     "Delete all but the last `keep` checkpoints, and what a kill left unfinished."
-    for step in saved_iterations(folder)[:-keep]: shutil.rmtree(folder/checkpoint_name(step))
-    for part in folder.glob('*.part'): shutil.rmtree(part)
+    for step in saved_iterations(folder)[:-keep]:
+        shutil.rmtree(folder/checkpoint_name(step))
+    for part in folder.glob('*.part'):
+        shutil.rmtree(part)
 
 # %% ../../nbs/training/05_checkpoint.ipynb #cell-10
 def full_tensor(t: Tensor) -> Tensor:
@@ -127,14 +149,17 @@ def copy_into(into: Tensor, value: Tensor) -> None:
     if hasattr(into, 'full_tensor'):
         from torch.distributed.tensor import distribute_tensor
         value = distribute_tensor(value.to(into.device), into.device_mesh, into.placements, src_data_rank=None)    # every process has it; nobody sends
-    with torch.no_grad(): into.copy_(value)
+    with torch.no_grad():
+        into.copy_(value)
 
 def training_tensors(names: list[str], params: list[Tensor], optimizer, average=None) -> Iterator[tuple[str, Tensor]]:
     "All that training changes, by name."
     for n, p in zip(names, params):
         yield f'param {n}', full_tensor(p.detach())
-        for field, value in optimizer.state.get(p, {}).items(): yield f'{field} {n}', full_tensor(value)
-    for n, p in zip(names, average.shadow_params if average else ()): yield f'average {n}', full_tensor(p)
+        for field, value in optimizer.state.get(p, {}).items():
+            yield f'{field} {n}', full_tensor(value)
+    for n, p in zip(names, average.shadow_params if average else ()):
+        yield f'average {n}', full_tensor(p)
 
 def restore_tensors(place: Path, names: list[str], params: list[Tensor], optimizer, average=None) -> None:
     "Bring back what `tensors` gave."
@@ -145,15 +170,18 @@ def restore_tensors(place: Path, names: list[str], params: list[Tensor], optimiz
         where |= {key: stored for key in stored.keys()}
     def get(key): return where[key].get_tensor(key)
     for n, p in zip(names, params):
-        if f'param {n}' not in where: raise InputError(f'{place} has no {n}: it is of another model, or of other trained weights.')
+        if f'param {n}' not in where:
+            raise InputError(f'{place} has no {n}: it is of another model, or of other trained weights.')
         copy_into(p, get(f'param {n}'))
         fields = [key.removesuffix(f' {n}') for key in where if key.endswith(f' {n}') and not key.startswith(('param ', 'average '))]
         for field in fields:
             kept = get(f'{field} {n}')
             fused = optimizer.param_groups[0].get('fused')                 # such a one counts its steps on the device
             optimizer.state[p][field] = torch.zeros_like(p) if kept.ndim else kept.to(p.device) if fused else kept
-            if kept.ndim: copy_into(optimizer.state[p][field], kept)
-    for n, p in zip(names, average.shadow_params if average else ()): copy_into(p, get(f'average {n}'))
+            if kept.ndim:
+                copy_into(optimizer.state[p][field], kept)
+    for n, p in zip(names, average.shadow_params if average else ()):
+        copy_into(p, get(f'average {n}'))
 
 def random_states() -> dict:
     "Of the libraries, as JSON."
@@ -168,4 +196,5 @@ def set_random_states(states: dict) -> None:
     kind, keys, *rest = states['numpy']
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch.tensor(states['torch'], dtype=torch.uint8))
-    if states['cuda'] and len(states['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in states['cuda']])
+    if states['cuda'] and len(states['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in states['cuda']])

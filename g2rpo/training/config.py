@@ -65,16 +65,31 @@ class Config:
     ddp_timeout: int = 1800                     # seconds that processes wait for one another
 
     def __post_init__(self):
-        one_of('precision', self.precision, PRECISIONS); one_of('dtype', self.dtype, DTYPES); one_of('encoder_dtype', self.encoder_dtype, DTYPES)
-        if self.dtype != 'fp32' and not self.lora_rank: raise InputError(f'dtype={self.dtype!r} and lora_rank=0 contradict each other: weights that are trained are kept in fp32.')
+        one_of('precision', self.precision, PRECISIONS)
+        one_of('dtype', self.dtype, DTYPES)
+        one_of('encoder_dtype', self.encoder_dtype, DTYPES)
+        if self.dtype != 'fp32' and not self.lora_rank:
+            raise InputError(f'dtype={self.dtype!r} and lora_rank=0 contradict each other: weights that are trained are kept in fp32.')
         one_of('mix', self.mix, MIXES)
-        if self.shift is not None: above('shift', self.shift, 0)
+        if self.shift is not None:
+            above('shift', self.shift, 0)
         at_least('group_size', self.group_size, 2, 'an advantage compares the members of a group')
         at_least('T', self.T, 2, 'noise takes one step and a completion the others')
-        for name in ('prompts_per_iteration', 'iterations', 'batch_size', 'grad_batch_size', 'height', 'width'): at_least(name, getattr(self, name), 1)
-        at_least('keep', self.keep, 2, 'a damaged checkpoint needs one before it'); at_least('save_every', self.save_every, 0); at_least('skips', self.skips, 0); at_least('panel_every', self.panel_every, 1); at_least('panel_size', self.panel_size, 2); one_of('tracker', self.tracker, TRACKERS); at_least('ddp_timeout', self.ddp_timeout, 1)
-        at_least('lora_rank', self.lora_rank, 0); above('lr', self.lr, 0); above('max_grad_norm', self.max_grad_norm, 0); at_least('guidance_scale', self.guidance_scale, 1, '1 is no guidance')
-        if self.shard and self.method.timestep_fraction < 1 and self.grad_batch_size > 1: raise InputError(f'shard=True and grad_batch_size={self.grad_batch_size} contradict each other where method.fraction={self.method.timestep_fraction}: members draw their steps, so processes would have different numbers of passes, and split weights are gathered by all of them in each; use grad_batch_size=1.')
+        for name in ('prompts_per_iteration', 'iterations', 'batch_size', 'grad_batch_size', 'height', 'width'):
+            at_least(name, getattr(self, name), 1)
+        at_least('keep', self.keep, 2, 'a damaged checkpoint needs one before it')
+        at_least('save_every', self.save_every, 0)
+        at_least('skips', self.skips, 0)
+        at_least('panel_every', self.panel_every, 1)
+        at_least('panel_size', self.panel_size, 2)
+        one_of('tracker', self.tracker, TRACKERS)
+        at_least('ddp_timeout', self.ddp_timeout, 1)
+        at_least('lora_rank', self.lora_rank, 0)
+        above('lr', self.lr, 0)
+        above('max_grad_norm', self.max_grad_norm, 0)
+        at_least('guidance_scale', self.guidance_scale, 1, '1 is no guidance')
+        if self.shard and self.method.timestep_fraction < 1 and self.grad_batch_size > 1:
+            raise InputError(f'shard=True and grad_batch_size={self.grad_batch_size} contradict each other where method.fraction={self.method.timestep_fraction}: members draw their steps, so processes would have different numbers of passes, and split weights are gathered by all of them in each; use grad_batch_size=1.')
         self.method.check(self.T, self.group_size)
 
 # %% ../../nbs/training/01_config.ipynb #cell-08

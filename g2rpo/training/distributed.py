@@ -22,34 +22,42 @@ def init_processes(ddp_timeout: int = 1800, cpu: bool = False):
 def reduce_metrics(row: dict, accelerator) -> dict:
     "Metrics of one process as those of all: means, and of the spread of ratios the largest."
     from accelerate.utils import gather_object
-    if accelerator.num_processes == 1: return row
+    if accelerator.num_processes == 1:
+        return row
     rows = gather_object([row])
     def joined(key, values):
-        if isinstance(values[0], list): return [joined(key, part) for part in zip(*values)]
-        if not isinstance(values[0], float): return values[0]
+        if isinstance(values[0], list):
+            return [joined(key, part) for part in zip(*values)]
+        if not isinstance(values[0], float):
+            return values[0]
         return max(values) if key == 'ratio_spread' else sum(values)/len(values)
     return {key: joined(key, [r[key] for r in rows]) for key in row}
 
 def raise_on_all_ranks(accelerator, run):
     "What `run()` gives; if it raised on any process, all of them raise that."
     from accelerate.utils import gather_object
-    try: out, said = run(), None
+    try:
+        out, said = run(), None
     except (RunStopped, InputError) as error:
-        if accelerator.num_processes == 1: raise
+        if accelerator.num_processes == 1:
+            raise
         out, said = None, (isinstance(error, InputError), f'{error} (process {accelerator.process_index})')
     if accelerator.num_processes > 1:
-        for bad, text in filter(None, gather_object([said])): raise (InputError if bad else RunStopped)(text)
+        for bad, text in filter(None, gather_object([said])):
+            raise (InputError if bad else RunStopped)(text)
     return out
 
 def broadcast(value, accelerator):
     "What the main process has."
-    if accelerator.num_processes == 1: return value
+    if accelerator.num_processes == 1:
+        return value
     from accelerate.utils import broadcast_object_list
     return broadcast_object_list([value])[0]
 
 def any_rank(accelerator, asked) -> bool:
     "Whether any process was asked."
-    if accelerator.num_processes == 1: return bool(asked)
+    if accelerator.num_processes == 1:
+        return bool(asked)
     return accelerator.reduce(torch.tensor(float(bool(asked)), device=accelerator.device), 'sum').item() > 0
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-06
@@ -59,7 +67,8 @@ def make_accelerator(cfg: Config, policy, out: Path | None = None):
     from accelerate.state import AcceleratorState
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
-    if cfg.tracker and cfg.tracker not in map(str, get_available_trackers()): raise InputError(f'tracker={cfg.tracker!r} is not installed; run: pip install {cfg.tracker}')
+    if cfg.tracker and cfg.tracker not in map(str, get_available_trackers()):
+        raise InputError(f'tracker={cfg.tracker!r} is not installed; run: pip install {cfg.tracker}')
     warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')  # rms_norm under autocast on a CPU
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
     AcceleratorState._reset_state()  # a notebook may train again at another precision; processes stay as they are
@@ -67,7 +76,8 @@ def make_accelerator(cfg: Config, policy, out: Path | None = None):
         AutocastKwargs(cache_enabled=False),                           # a second copy of all weights, each used once a pass
         DistributedDataParallelKwargs(find_unused_parameters=True),    # otherwise gradients are added in another order after the first pass, and a resumed run would differ
         InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.ddp_timeout))])
-    if accelerator.distributed_type not in ('NO', 'MULTI_CPU', 'MULTI_GPU'): raise InputError(f'processes were launched with distributed_type={str(accelerator.distributed_type)}; use MULTI_GPU, and --shard yes to split weights (configs/ has examples).')
+    if accelerator.distributed_type not in ('NO', 'MULTI_CPU', 'MULTI_GPU'):
+        raise InputError(f'processes were launched with distributed_type={str(accelerator.distributed_type)}; use MULTI_GPU, and --shard yes to split weights (configs/ has examples).')
     if accelerator.device.type != policy.device.type:
         raise InputError(f'the policy is on {policy.device} but this process computes on {accelerator.device}; use one device in a process.')
     return accelerator
@@ -78,5 +88,6 @@ def fsdp_shard(model, device: torch.device):
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for stack in model.children():
-        for block in stack if isinstance(stack, torch.nn.ModuleList) else (): fully_shard(block, mesh=mesh)
+        for block in stack if isinstance(stack, torch.nn.ModuleList) else ():
+            fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)

@@ -50,20 +50,24 @@ def generate_batches(policy, prompts: list[str], seed: int, T: int, batch_size: 
         words = prompts[first:first + batch_size]
         x = torch.stack([keyed_noise(policy.latent_shape, 'evaluate', seed, p) for p in words]).to(policy.device)
         velocity, rows = Velocity(policy, policy.encode(words), batch_size, ledger), torch.arange(len(words))
-        for s, t in zip(grid[:-1], grid[1:]): x = ode_step(x, velocity(x, s, rows), s, t)
+        for s, t in zip(grid[:-1], grid[1:]):
+            x = ode_step(x, velocity(x, s, rows), s, t)
         yield policy.decode(x), words
 
 def evaluate(policy, protocol: EvalConfig, scorers: dict, batch_size: int = 64) -> dict[str, Tensor]:
     "Scores scorer → (P, S) for each prompt and seed of `protocol`."
     missing = set(protocol.scorers) ^ set(scorers)
-    if missing: raise InputError(f'protocol and scorers disagree on {sorted(missing)}.')
+    if missing:
+        raise InputError(f'protocol and scorers disagree on {sorted(missing)}.')
     if (policy.height, policy.width) != (protocol.height, protocol.width):
         raise InputError(f'the policy makes {policy.width}x{policy.height} pixels but the protocol says {protocol.width}x{protocol.height}.')
-    if not protocol.prompts or not protocol.seeds: raise InputError('a protocol needs at least one prompt and one seed.')
+    if not protocol.prompts or not protocol.seeds:
+        raise InputError('a protocol needs at least one prompt and one seed.')
     out = {name: [] for name in scorers}
     for seed in protocol.seeds:
         for images, words in generate_batches(policy, list(protocol.prompts), seed, protocol.T, batch_size):
-            for name, scorer in scorers.items(): out[name].append(call_reward(name, scorer, images, words))
+            for name, scorer in scorers.items():
+                out[name].append(call_reward(name, scorer, images, words))
     return {name: torch.cat(parts).reshape(len(protocol.seeds), -1).T.contiguous() for name, parts in out.items()}
 
 # %% ../../nbs/training/06_evaluate.ipynb #cell-08
@@ -91,7 +95,8 @@ class Gain(Interval):
 
 def paired_gain(base: Tensor, tuned: Tensor, samples: int = 10_000, seed: int = 0) -> Gain:
     "95 % bootstrap interval of the mean difference of two score tables (P, S)."
-    if base.shape != tuned.shape: raise InputError(f'scores of shape {tuple(base.shape)} and {tuple(tuned.shape)} cannot be paired; evaluate both under one protocol.')
+    if base.shape != tuned.shape:
+        raise InputError(f'scores of shape {tuple(base.shape)} and {tuple(tuned.shape)} cannot be paired; evaluate both under one protocol.')
     delta = (tuned - base).double().mean(1)                                                              # (P,)
     picks = torch.randint(len(delta), (samples, len(delta)), generator=torch.Generator().manual_seed(seed))
     low, high = delta[picks].mean(1).quantile(torch.tensor([.025, .975], dtype=torch.float64)).tolist()
@@ -102,6 +107,7 @@ def code_version() -> str:
     "The package's version and, in a git checkout, its commit, with `+` where files differ from it."
     import g2rpo
     root, git = Path(g2rpo.__file__).parents[1], shutil.which('git')
-    if not git or not (root/'.git').exists(): return g2rpo.__version__
+    if not git or not (root/'.git').exists():
+        return g2rpo.__version__
     ask = lambda *args: subprocess.run([git, '-C', root, *args], capture_output=True, text=True).stdout.strip()
     return f'{g2rpo.__version__} {ask("rev-parse", "--short=12", "HEAD")}{"+" if ask("status", "--porcelain", "--untracked-files=no") else ""}'

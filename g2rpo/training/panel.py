@@ -33,8 +33,10 @@ class Panel:
 
     def __post_init__(self):
         held = set(self.scorers) - set(self.trained)
-        if not held: raise InputError(f'panel={list(self.scorers)} holds only what is trained on; name a scorer that is not.')
-        if not self.prompts: raise InputError('panel: no prompts; name held-out ones.')
+        if not held:
+            raise InputError(f'panel={list(self.scorers)} holds only what is trained on; name a scorer that is not.')
+        if not self.prompts:
+            raise InputError('panel: no prompts; name held-out ones.')
 
     def look(self, policy, batch_size: int) -> tuple[dict, dict]:
         "Scores name → (P, S), NaN included, and statistics of the images, as they are now."
@@ -50,7 +52,8 @@ class Panel:
             return asked | dict(first=self.first)
         kept = json.loads(file.read_text())
         for key, now in asked.items():
-            if kept.get(key) != now: raise InputError(f'{file} is a look at {key}={kept.get(key)} and the panel now says {now}; go on with the same panel.')
+            if kept.get(key) != now:
+                raise InputError(f'{file} is a look at {key}={kept.get(key)} and the panel now says {now}; go on with the same panel.')
         self.first = kept['first']
         return kept
 
@@ -61,15 +64,19 @@ class Panel:
         for name in now:
             then, here = torch.tensor(self.first[name]), torch.tensor(now[name])
             whole = (then.isfinite() & here.isfinite()).all(1)
-            if not whole.all(): lost[name] = int((~whole).sum())
-            if whole.any(): gains[name] = paired_gain(then[whole], here[whole])
+            if not whole.all():
+                lost[name] = int((~whole).sum())
+            if whole.any():
+                gains[name] = paired_gain(then[whole], here[whole])
         row = dict(panel={name: [g.tuned, g.mean, g.low, g.high] for name, g in gains.items()}, images=images) | (dict(panel_lost=lost) if lost else {})
         risen, fallen = [n for n in self.trained if n in gains and gains[n].low > 0], [n for n in gains if n not in self.trained and gains[n].high < 0]
-        if risen and fallen: row['alarm'] = f'{", ".join(f"{n} {gains[n].mean:+.3f}" for n in risen)} on what is trained, {", ".join(f"{n} {gains[n].mean:+.3f}" for n in fallen)} on what is not'
+        if risen and fallen:
+            row['alarm'] = f'{", ".join(f"{n} {gains[n].mean:+.3f}" for n in risen)} on what is trained, {", ".join(f"{n} {gains[n].mean:+.3f}" for n in fallen)} on what is not'
         return row
 
 def relative_drift(start: list[Tensor], params: list[Tensor], accelerator) -> float:
     "How far the trained parameters are from `start`, relative to it."
     parts = torch.tensor([[(local_tensor(p).detach().cpu() - s).norm()**2, s.norm()**2] for s, p in zip(start, params)], dtype=torch.float64).sum(0)
-    if any(hasattr(p, 'full_tensor') for p in params): parts = accelerator.reduce(parts.to(accelerator.device).float(), 'sum').cpu()
+    if any(hasattr(p, 'full_tensor') for p in params):
+        parts = accelerator.reduce(parts.to(accelerator.device).float(), 'sum').cpu()
     return (parts[0]/parts[1]).sqrt().item()

@@ -22,22 +22,30 @@ from ..rewards.protocol import target_text
 def parse_prompt(value, source: str) -> str:
     "The prompt in a string, or in an object with `prompt`, `text` or `caption`."
     for field in ('prompt', 'text', 'caption') if isinstance(value, dict) else ():
-        if isinstance(value.get(field), str): return value[field]
-    if isinstance(value, str): return value
+        if isinstance(value.get(field), str):
+            return value[field]
+    if isinstance(value, str):
+        return value
     raise InputError(f'prompts={source!r} has an entry without prompt, text or caption: {json.dumps(value)[:60]}.')
 
 def read_prompts(path: Path, source: str) -> list[str]:
     "The distinct prompts of a .txt, .json or .jsonl file."
     def parsed(text):
-        try: return json.loads(text)
-        except json.JSONDecodeError as error: raise InputError(f'prompts={source!r} has a line that is not JSON: {text[:60]!r}.') from error
-    try: text = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error: raise InputError(f'prompts={source!r} is not UTF-8 text; save it as UTF-8.') from error
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f'prompts={source!r} has a line that is not JSON: {text[:60]!r}.') from error
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise InputError(f'prompts={source!r} is not UTF-8 text; save it as UTF-8.') from error
     lines = [line for line in text.splitlines() if line.strip()]
     entries = lines if path.suffix not in ('.json', '.jsonl') else parsed(text) if path.suffix == '.json' else [parsed(line) for line in lines]
-    if not isinstance(entries, list): raise InputError(f'prompts={source!r} holds no list of prompts.')
+    if not isinstance(entries, list):
+        raise InputError(f'prompts={source!r} holds no list of prompts.')
     sign_prompts = list(dict.fromkeys(parse_prompt(entry, source).strip() for entry in entries))
-    if not any(sign_prompts): raise InputError(f'prompts={source!r} is empty; write one prompt a line.')
+    if not any(sign_prompts):
+        raise InputError(f'prompts={source!r} is empty; write one prompt a line.')
     return [prompt for prompt in sign_prompts if prompt]
 
 # %% ../../nbs/training/03_prompts.ipynb #cell-07
@@ -68,7 +76,8 @@ def store_prompts(name: str, paths: list[Path], revision: str | None = None) -> 
     "Store the prompts of set `name`, read from `paths`, under `home()`."
     found = PROMPT_SETS[one_of('prompts', name, PROMPT_SETS)]
     for path in paths:
-        if not path.is_file(): raise InputError(f'{path} does not exist; {found.repo} has {", ".join(found.files)}.')
+        if not path.is_file():
+            raise InputError(f'{path} does not exist; {found.repo} has {", ".join(found.files)}.')
     sign_prompts = list(dict.fromkeys(p for path in paths for p in read_prompts(path, str(path))))
     file = assets_dir()/'prompts'/f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +94,17 @@ def fetch_prompts(name: str) -> Path:
             revision = HfApi().repo_info(found.repo, repo_type='dataset').sha
             return store_prompts(name, [Path(hf_hub_download(found.repo, file, repo_type='dataset', revision=revision)) for file in found.files], revision)
         return store_prompts(name, [download(f'https://raw.githubusercontent.com/{found.repo}/main/{file}', assets_dir()/'downloads'/name/Path(file).name) for file in found.files])
-    except InputError: raise
-    except Exception as error: raise InputError(f'{found.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. On a machine with a connection run: g2rpo fetch {name}') from error   # the hub client raises many kinds
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f'{found.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. On a machine with a connection run: g2rpo fetch {name}') from error   # the hub client raises many kinds
 
 def download(url: str, path: Path, seconds: int = 60) -> Path:
     "A file from the web."
     from urllib.request import urlopen
     path.parent.mkdir(parents=True, exist_ok=True)
-    with urlopen(url, timeout=seconds) as answer: path.write_bytes(answer.read())
+    with urlopen(url, timeout=seconds) as answer:
+        path.write_bytes(answer.read())
     return path
 
 def load_prompts(source: str, rewards=()) -> list[str]:
@@ -100,26 +112,36 @@ def load_prompts(source: str, rewards=()) -> list[str]:
     if source == 'tiny':
         from g2rpo.models.tiny import sign_prompts
         return sign_prompts('train')
-    if Path(source).is_file(): lines = read_prompts(Path(source), source)
-    elif source in PROMPT_SETS: lines = stored_prompts(source)
-    else: raise InputError(f'prompts={source!r} is not a file; pass a .txt, .json or .jsonl file, tiny, or one of {", ".join(PROMPT_SETS)}.')
+    if Path(source).is_file():
+        lines = read_prompts(Path(source), source)
+    elif source in PROMPT_SETS:
+        lines = stored_prompts(source)
+    else:
+        raise InputError(f'prompts={source!r} is not a file; pass a .txt, .json or .jsonl file, tiny, or one of {", ".join(PROMPT_SETS)}.')
     if set(rewards) & set(READER_PACKAGES):
-        for line in lines: target_text(line)
+        for line in lines:
+            target_text(line)
     return lines
 
 def stored_prompts(name: str) -> list[str]:
     "The prompts of set `name` as they were fetched."
     file = assets_dir()/'prompts'/f'{name}.json'
-    if not file.is_file(): raise InputError(f'the prompts {name} are not here; run: g2rpo fetch {name}, or g2rpo convert {name} with {", ".join(PROMPT_SETS[name].files)} of {PROMPT_SETS[name].repo}')
-    try: stored = json.loads(file.read_text()); sign_prompts, said = stored['prompts'], stored['sha256']
-    except (json.JSONDecodeError, KeyError) as error: raise InputError(f'{file} cannot be read; run: g2rpo fetch {name}') from error
-    if fingerprint(sign_prompts) != said: raise InputError(f'{file} is not what was fetched (sha256 differs); run: g2rpo fetch {name}')
+    if not file.is_file():
+        raise InputError(f'the prompts {name} are not here; run: g2rpo fetch {name}, or g2rpo convert {name} with {", ".join(PROMPT_SETS[name].files)} of {PROMPT_SETS[name].repo}')
+    try:
+        stored = json.loads(file.read_text())
+        sign_prompts, said = stored['prompts'], stored['sha256']
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f'{file} cannot be read; run: g2rpo fetch {name}') from error
+    if fingerprint(sign_prompts) != said:
+        raise InputError(f'{file} is not what was fetched (sha256 differs); run: g2rpo fetch {name}')
     return sign_prompts
 
 # %% ../../nbs/training/03_prompts.ipynb #cell-11
 def draw_prompts(sign_prompts: list[str], n: int, seed: int, iteration: int) -> list[str]:
     "The `n` prompts of an iteration: distinct, from passes in an order that (seed, pass) fixes."
-    if n > len(sign_prompts): raise InputError(f'prompts_per_iteration={n} but there are only {len(sign_prompts)} prompts.')
+    if n > len(sign_prompts):
+        raise InputError(f'prompts_per_iteration={n} but there are only {len(sign_prompts)} prompts.')
     epoch, place = divmod(iteration, len(sign_prompts)//n)
     order = random.Random(f'{seed}-{epoch}').sample(sign_prompts, len(sign_prompts))
     return order[place*n:(place + 1)*n]

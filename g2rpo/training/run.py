@@ -46,7 +46,8 @@ class Run:
 
     def release(self) -> None:
         "Let others have the folder."
-        if self.lock is not None: os.close(self.lock)
+        if self.lock is not None:
+            os.close(self.lock)
         self.lock = None
 
     def save(self) -> bool:
@@ -56,14 +57,22 @@ class Run:
         each = gather_object([dict(random=self.random or checkpoint.random_states(), ledger=astuple(self.ledger))])       # of every process
         state = dict(iteration=self.done, steps=t.steps, skips=self.skips, seconds=time.time() - self.began, each=each) | provenance(accelerator.num_processes, json.loads((self.out/'config.json').read_text()))
         tensors, worked = checkpoint.training_tensors(t.names, t.params, t.optimizer, t.ema), True
-        if accelerator.is_main_process and not flushed: worked = False       # a checkpoint never counts rows that are not on the disk
+        if accelerator.is_main_process and not flushed:
+            worked = False       # a checkpoint never counts rows that are not on the disk
         elif accelerator.is_main_process:
             place = self.out/'checkpoints'/checkpoint.checkpoint_name(self.done)
-            try: checkpoint.write_checkpoint(place, tensors, state); checkpoint.prune_checkpoints(place.parent, t.cfg.keep)
-            except OSError as error: worked = False; warnings.warn(f'{place} could not be saved ({error.strerror}); the run goes on and tries again after the next iteration.')
-        for _ in tensors: pass                                            # parts that are split over processes are put together by all of them
-        if accelerator.num_processes > 1: worked = all(gather_object([worked]))
-        if worked: self.saved = self.done
+            try:
+                checkpoint.write_checkpoint(place, tensors, state)
+                checkpoint.prune_checkpoints(place.parent, t.cfg.keep)
+            except OSError as error:
+                worked = False
+                warnings.warn(f'{place} could not be saved ({error.strerror}); the run goes on and tries again after the next iteration.')
+        for _ in tensors:
+            pass                                            # parts that are split over processes are put together by all of them
+        if accelerator.num_processes > 1:
+            worked = all(gather_object([worked]))
+        if worked:
+            self.saved = self.done
         return worked
 
     def forgive(self, row: dict) -> None:
@@ -71,16 +80,20 @@ class Run:
         from accelerate.utils import gather_object
         t = self.tuning
         left = [text for part in gather_object([t.skipped]) for text in part] if t.accelerator.num_processes > 1 else t.skipped
-        if not left: return
+        if not left:
+            return
         row['skipped'], self.skips = left, self.skips + len(left)
-        if t.accelerator.is_main_process: warnings.warn('left out: ' + '; '.join(left))
-        if self.skips > t.cfg.skips: raise RunStopped(f'{self.skips} groups or optimiser steps were not finite, more than skips={t.cfg.skips}; the last: {left[-1]}. Lower lr or eta.')
+        if t.accelerator.is_main_process:
+            warnings.warn('left out: ' + '; '.join(left))
+        if self.skips > t.cfg.skips:
+            raise RunStopped(f'{self.skips} groups or optimiser steps were not finite, more than skips={t.cfg.skips}; the last: {left[-1]}. Lower lr or eta.')
 
     def take_up(self, place: Path) -> None:
         "Go on from the checkpoint at `place`."
         t, accelerator = self.tuning, self.tuning.accelerator
         state = json.loads((place/'state.json').read_text())
-        if accelerator.is_main_process: checkpoint.set_aside(place.parent, state['iteration'])
+        if accelerator.is_main_process:
+            checkpoint.set_aside(place.parent, state['iteration'])
         checkpoint.restore_tensors(place, t.names, t.params, t.optimizer, t.ema)
         t.steps, self.skips, self.saved, self.began = state['steps'], state['skips'], state['iteration'], time.time() - state['seconds']
         self.metrics = MetricsLog(self.metrics.path, state['iteration'], self.metrics.writes)
@@ -88,7 +101,8 @@ class Run:
         same = len(each) == accelerator.num_processes
         spent = [sum(column) for column in zip(*(part['ledger'] for part in each))]
         self.ledger = Ledger(*(each[mine]['ledger'] if same else spent if mine == 0 else [0]*len(spent)))
-        if same: checkpoint.set_random_states(each[mine]['random'])
+        if same:
+            checkpoint.set_random_states(each[mine]['random'])
 
 LOST_PROCESS_WORDS = ('gloo', 'Gloo', 'NCCL', 'Timed out', 'Connection')   # words in what torch says when a process is gone
 
@@ -99,17 +113,20 @@ def on_train_end(run: Run, stop: SignalHandler) -> None:
     "After the last iteration, or the one in which the run was asked to end: save, and say how to go on."
     cfg = run.tuning.cfg
     keeps = run.out and cfg.save_every and not stop.hard
-    if keeps and run.done > run.saved: run.save()
+    if keeps and run.done > run.saved:
+        run.save()
     if stop.asked and run.tuning.accelerator.is_main_process:
         print(f'Stopped by {stop.asked} after {run.done} of {cfg.iterations} iterations.' + (f' Go on with the same command and --resume; the last checkpoint is of iteration {run.saved}.' if keeps and run.saved else ''))
 
 def resolve_resume(cfg: Config, rewards: dict, prompts: list[str], out: Path | None, resume, override) -> Path | None:
     "The checkpoint to go on from; None to begin. Refuses a folder in use, and a run of another config."
     if out is None:
-        if resume: raise InputError(f'resume={resume!r} needs the folder of the run in out.')
+        if resume:
+            raise InputError(f'resume={resume!r} needs the folder of the run in out.')
         return None
     if not resume:
-        if (out/'metrics.jsonl').exists() or checkpoint.saved_iterations(out/'checkpoints'): raise InputError(f'out={str(out)!r} already holds a run; go on with it by --resume, or choose another folder.')
+        if (out/'metrics.jsonl').exists() or checkpoint.saved_iterations(out/'checkpoints'):
+            raise InputError(f'out={str(out)!r} already holds a run; go on with it by --resume, or choose another folder.')
         return None
     if not (out/'config.json').exists():
         print(f'{out} holds no run yet; this one begins.')
@@ -123,7 +140,8 @@ def check_same_checkpoint(accelerator, place: Path | None) -> None:
     "Refuse to begin where processes see different checkpoints."
     from accelerate.utils import gather_object
     seen = gather_object([place and place.name]) if accelerator.num_processes > 1 else []
-    if len(set(seen)) > 1: raise InputError(f'processes see different checkpoints, {seen}; out must be a folder that all of them share.')
+    if len(set(seen)) > 1:
+        raise InputError(f'processes see different checkpoints, {seen}; out must be a folder that all of them share.')
 
 def setup_run(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path | None, resume, override, panel=None) -> Run:
     "A run that is ready for its next iteration."
@@ -136,7 +154,8 @@ def setup_run(cfg: Config, policy, rewards: dict, prompts: list[str], out: Path 
     raise_on_all_ranks(accelerator, lambda: check_disk_space(out, required_bytes(sum(p.numel()*4 for p in tuning.params), cfg)['total']) if out and main else None)
     run = Run(tuning, out, MetricsLog(out and out/'metrics.jsonl', 0, main))
     run.lock = raise_on_all_ranks(accelerator, lambda: lock_run_dir(out) if out and main else None)
-    try: open_run_dir(run, cfg, policy, rewards, prompts, place, panel)
+    try:
+        open_run_dir(run, cfg, policy, rewards, prompts, place, panel)
     except BaseException:
         run.release()
         raise
@@ -154,18 +173,25 @@ def open_run_dir(run: Run, cfg: Config, policy, rewards: dict, prompts: list[str
         run.tuning.start = [checkpoint.local_tensor(p).detach().cpu().clone() for p in run.tuning.params]
         kept = broadcast(raise_on_all_ranks(accelerator, lambda: panel.begin(policy, cfg.batch_size, out and out/'panel.json')), accelerator)
         panel.first = kept['first']
-        if out and main: (part := out/'panel.json.part').write_text(json.dumps(kept)); part.rename(out/'panel.json')
-    if place: run.take_up(place)
-    if cfg.tracker: accelerator.init_trackers('g2rpo', {key: value for key, value in flatten_dict(said).items() if isinstance(value, (int, float, str))})
+        if out and main:
+            (part := out/'panel.json.part').write_text(json.dumps(kept))
+            part.rename(out/'panel.json')
+    if place:
+        run.take_up(place)
+    if cfg.tracker:
+        accelerator.init_trackers('g2rpo', {key: value for key, value in flatten_dict(said).items() if isinstance(value, (int, float, str))})
 
 def panel_metrics(run: Run, policy, panel) -> dict:
     "What the panel and the drift of the parameters add to the metrics of the iteration just done; stops the run if that was asked for."
     accelerator, done = run.tuning.accelerator, run.done + 1
-    if not panel or (done % panel.every and done != run.tuning.cfg.iterations): return {}
+    if not panel or (done % panel.every and done != run.tuning.cfg.iterations):
+        return {}
     row = broadcast(raise_on_all_ranks(accelerator, lambda: panel.report(policy, run.tuning.cfg.batch_size)), accelerator) | dict(drift=relative_drift(run.tuning.start, run.tuning.params, accelerator))
     if accelerator.is_main_process:
-        if 'alarm' in row: warnings.warn(f'iteration {run.done}: {row["alarm"]}; look at the pictures.')
-        for name, n in row.get('panel_lost', {}).items(): warnings.warn(f'iteration {run.done}: {name} gave a score that is not finite for {n} of {len(panel.prompts)} held-out prompts; they are left out.')
+        if 'alarm' in row:
+            warnings.warn(f'iteration {run.done}: {row["alarm"]}; look at the pictures.')
+        for name, n in row.get('panel_lost', {}).items():
+            warnings.warn(f'iteration {run.done}: {name} gave a score that is not finite for {n} of {len(panel.prompts)} held-out prompts; they are left out.')
     return row
 
 def log_metrics(run: Run, row: dict) -> None:

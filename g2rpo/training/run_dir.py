@@ -35,21 +35,25 @@ def config_from_dict(saved: dict) -> Config:
     "The `Config` in a `config.json`."
     tuples = lambda value: tuple(map(tuples, value)) if isinstance(value, list) else value
     method = {key: tuples(value) for key, value in saved['method'].items()}
-    if method['window']: method['window'] = Window(**method['window'])
-    if method['psi']: method['psi'] = Psi(**{key: tuples(value) for key, value in method['psi'].items()})
+    if method['window']:
+        method['window'] = Window(**method['window'])
+    if method['psi']:
+        method['psi'] = Psi(**{key: tuples(value) for key, value in method['psi'].items()})
     names = Config.__dataclass_fields__
     return Config(**{key: tuples(value) for key, value in saved.items() if key in names and key != 'method'}, method=Method(**method))
 
 def flatten_dict(values: dict, prefix: str = '') -> dict:
     "Nested dictionaries as one with dotted keys."
     out = {}
-    for key, value in values.items(): out |= flatten_dict(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    for key, value in values.items():
+        out |= flatten_dict(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
     return out
 
 def check_config(saved: dict, now: dict, out, override=()) -> None:
     "Refuse to go on with a run whose config differs, except in the keys of `override`."
     wrong = [key for key in override if key not in MUTABLE_FIELDS]
-    if wrong: raise InputError(f'override={wrong[0]!r} cannot change within a run; only {", ".join(MUTABLE_FIELDS)} can.')
+    if wrong:
+        raise InputError(f'override={wrong[0]!r} cannot change within a run; only {", ".join(MUTABLE_FIELDS)} can.')
     then, now = flatten_dict({key: value for key, value in saved.items() if key != 'processes'}), flatten_dict(now)      # their number is free
     for key in sorted((then.keys() | now.keys()) - set(override)):
         was, wanted = then.get(key), now.get(key)
@@ -65,25 +69,35 @@ class MetricsLog:
         self.path, self.rows, self.written, self.writes, self.waiting = path, [], 0, writes, b''
         if path and path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
-                if len(self.rows) == upto or not line.endswith(b'\n'): break
-                self.rows.append(json.loads(line)); self.written += len(line)
-        if len(self.rows) != upto: raise InputError(f'{path} has {len(self.rows)} whole lines, and the checkpoint is of iteration {upto}; was it edited?')
+                if len(self.rows) == upto or not line.endswith(b'\n'):
+                    break
+                self.rows.append(json.loads(line))
+                self.written += len(line)
+        if len(self.rows) != upto:
+            raise InputError(f'{path} has {len(self.rows)} whole lines, and the checkpoint is of iteration {upto}; was it edited?')
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
-        if not self.path or not self.writes: return
+        if not self.path or not self.writes:
+            return
         self.waiting += json.dumps(row).encode() + b'\n'
         self.flush()
 
     def flush(self) -> bool:
         "Write what waits; whether nothing waits any more."
-        if not self.waiting: return True
+        if not self.waiting:
+            return True
         try:
             with open(self.path, 'r+b' if self.path.exists() else 'wb') as file:
-                file.truncate(self.written); file.seek(self.written)
-                file.write(self.waiting); file.flush(); os.fsync(file.fileno())
-        except OSError as error: warnings.warn(f'{self.path} cannot be written ({error.strerror}); {len(self.waiting)} bytes wait for the next iteration.')
-        else: self.written, self.waiting = self.written + len(self.waiting), b''
+                file.truncate(self.written)
+                file.seek(self.written)
+                file.write(self.waiting)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            warnings.warn(f'{self.path} cannot be written ({error.strerror}); {len(self.waiting)} bytes wait for the next iteration.')
+        else:
+            self.written, self.waiting = self.written + len(self.waiting), b''
         return not self.waiting
 
 def required_bytes(trained: int, cfg: Config) -> dict[str, int]:
@@ -94,7 +108,8 @@ def required_bytes(trained: int, cfg: Config) -> dict[str, int]:
 def lock_run_dir(out: Path) -> int:
     "Take a run folder for this process until the handle is closed; refused while another run that is alive has it."
     handle = os.open(out, os.O_RDONLY)
-    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
         raise InputError(f'out={str(out)!r} is in use by a run that is still alive; end that one first.') from error
@@ -104,11 +119,14 @@ def check_disk_space(out: Path, required_bytes: int) -> None:
     "Refuse a folder where `needed` bytes cannot be written, those that the run already has there included."
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (probe := out/'.probe').write_bytes(b'x'*4096); probe.unlink()
-    except OSError as error: raise InputError(f'out={str(out)!r} cannot be written: {error.strerror}.') from error
+        (probe := out/'.probe').write_bytes(b'x'*4096)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f'out={str(out)!r} cannot be written: {error.strerror}.') from error
     there = sum(f.stat().st_size for part in ('checkpoints', 'weights') for f in (out/part).glob('**/*') if f.is_file() and '.left' not in str(f))
     free = shutil.disk_usage(out).free + there
-    if free < required_bytes: raise InputError(f'out={str(out)!r} has {free/2**30:.2f} GiB free, and checkpoints and weights will need {required_bytes/2**30:.2f} GiB; free some, lower keep, or save to another disk.')
+    if free < required_bytes:
+        raise InputError(f'out={str(out)!r} has {free/2**30:.2f} GiB free, and checkpoints and weights will need {required_bytes/2**30:.2f} GiB; free some, lower keep, or save to another disk.')
 
 RECORDED_PACKAGES = ('torch', 'diffusers', 'transformers', 'accelerate', 'peft', 'safetensors', 'numpy')
 

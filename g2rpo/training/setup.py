@@ -23,23 +23,31 @@ from .update import TrainState
 # %% ../../nbs/training/10_setup.ipynb #cell-05
 def check_inputs(cfg: Config, policy, rewards: dict, prompts: list[str], world: int) -> None:
     "Refuse batch arithmetic that does not work out, a policy of another config, and rewards that do not behave."
-    if cfg.prompts_per_iteration % world: raise InputError(f'prompts_per_iteration={cfg.prompts_per_iteration} cannot be dealt evenly to {world} processes; the remainder is {cfg.prompts_per_iteration % world}.')
+    if cfg.prompts_per_iteration % world:
+        raise InputError(f'prompts_per_iteration={cfg.prompts_per_iteration} cannot be dealt evenly to {world} processes; the remainder is {cfg.prompts_per_iteration % world}.')
     if (policy.height, policy.width) != (cfg.height, cfg.width):
         raise InputError(f'the policy makes {policy.width}x{policy.height} pixels but the config says {cfg.width}x{cfg.height}.')
-    if policy.shift != cfg.shift: raise InputError(f'the policy trains on a grid with shift={policy.shift} but the config says shift={cfg.shift}; load it with the same.')
-    if policy.guidance_scale != cfg.guidance_scale: raise InputError(f'the policy is guided by guidance_scale={policy.guidance_scale} but the config says guidance_scale={cfg.guidance_scale}; load it with the same.')
-    if not rewards: raise InputError('rewards is empty; pass at least one.')
-    if cfg.weights and len(cfg.weights) != len(rewards): raise InputError(f'weights={list(cfg.weights)} for the {len(rewards)} rewards {list(rewards)}; give one weight each.')
+    if policy.shift != cfg.shift:
+        raise InputError(f'the policy trains on a grid with shift={policy.shift} but the config says shift={cfg.shift}; load it with the same.')
+    if policy.guidance_scale != cfg.guidance_scale:
+        raise InputError(f'the policy is guided by guidance_scale={policy.guidance_scale} but the config says guidance_scale={cfg.guidance_scale}; load it with the same.')
+    if not rewards:
+        raise InputError('rewards is empty; pass at least one.')
+    if cfg.weights and len(cfg.weights) != len(rewards):
+        raise InputError(f'weights={list(cfg.weights)} for the {len(rewards)} rewards {list(rewards)}; give one weight each.')
     cfg.method.plan(policy.grid(cfg.T))                             # refuses a ψ of another grid
     words = draw_prompts(prompts, cfg.prompts_per_iteration, cfg.seed, 0)[:2]
     images = policy.decode(start_noise(policy.latent_shape, cfg.seed, 0, words, device=policy.device)[:, 0])
-    for name, reward in rewards.items(): call_reward(name, reward, images, words)
+    for name, reward in rewards.items():
+        call_reward(name, reward, images, words)
 
 def prepare_training(cfg: Config, policy, accelerator) -> TrainState:
     "Trainable parameters, optimiser and what a method asks for; `policy.transformer` becomes the accelerated one."
     model, sharded = policy.pipe.transformer, cfg.shard and not cfg.lora_rank and accelerator.num_processes > 1
     share = (lambda m: fsdp_shard(m, accelerator.device)) if sharded else (lambda m: m)
-    with torch.random.fork_rng(): torch.manual_seed(cfg.seed); make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     before = reference_velocity(policy, share) if cfg.method.kl else None
     share(model)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -56,7 +64,11 @@ def release_policy(policy, tuning: TrainState, out: Path | None) -> None:
     accelerator = tuning.accelerator
     policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
     vars(policy.transformer).pop('forward', None)  # accelerate's wrapper; the class's own forward shows again
-    if tuning.ema and tuning.steps >= 8: tuning.ema.copy_to(tuning.params)   # before its first update the average is the base
-    if not out or any_rank(accelerator, not all(checkpoint.local_tensor(p).isfinite().all() for p in tuning.params)): return
-    try: save_weights(policy, out/'weights', accelerator.is_main_process)
-    except (OSError, SafetensorError) as error: warnings.warn(f'{out/"weights"} could not be written ({error}); they are in the last checkpoint, and --resume writes them.')
+    if tuning.ema and tuning.steps >= 8:
+        tuning.ema.copy_to(tuning.params)   # before its first update the average is the base
+    if not out or any_rank(accelerator, not all(checkpoint.local_tensor(p).isfinite().all() for p in tuning.params)):
+        return
+    try:
+        save_weights(policy, out/'weights', accelerator.is_main_process)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f'{out/"weights"} could not be written ({error}); they are in the last checkpoint, and --resume writes them.')

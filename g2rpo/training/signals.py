@@ -17,15 +17,18 @@ class SignalHandler:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM): self.before[number] = signal.signal(number, self.heard)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.heard)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items(): signal.signal(number, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def heard(self, number, frame):
         again, self.asked = self.asked, signal.Signals(number).name
-        if self.breakable: raise KeyboardInterrupt
+        if self.breakable:
+            raise KeyboardInterrupt
         if again and number == signal.SIGINT:
             self.hard = True                     # in the middle of an update: what is in memory is neither before nor after it
             raise KeyboardInterrupt
@@ -33,7 +36,10 @@ class SignalHandler:
     @contextmanager
     def breaking(self, allowed: bool = True):
         "What happens inside may be dropped."
-        if self.asked and allowed: raise KeyboardInterrupt
+        if self.asked and allowed:
+            raise KeyboardInterrupt
         self.breakable = allowed
-        try: yield
-        finally: self.breakable = False
+        try:
+            yield
+        finally:
+            self.breakable = False

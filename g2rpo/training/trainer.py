@@ -33,7 +33,8 @@ def reward_metrics(rewards: dict[str, Tensor], advantage: Tensor, accelerator) -
     same = torch.stack([is_constant(r) for r in rewards.values()]).float().mean()
     row['constant_groups'] = accelerator.reduce(same.to(accelerator.device), 'mean').item()
     row['advantage_by_step'] = advantage.abs().mean((1, 2)).tolist()
-    if row['constant_groups'] == 1: raise NothingToLearn('every member of every group got the same reward, so there is nothing to learn from; check the reward, or raise eta or group.')
+    if row['constant_groups'] == 1:
+        raise NothingToLearn('every member of every group got the same reward, so there is nothing to learn from; check the reward, or raise eta or group.')
     return row
 
 def rollout_and_score(policy, cfg: Config, rewards: dict, words: list[str], iteration: int, ledger: Ledger, device):
@@ -48,7 +49,8 @@ def train_iteration(policy, tuning: TrainState, rewards: dict, words: list[str],
     cfg, accelerator = tuning.cfg, tuning.accelerator
     with stop.breaking(accelerator.num_processes == 1):
         roll, scores, broken, tuning.skipped = raise_on_all_ranks(accelerator, lambda: rollout_and_score(policy, cfg, rewards, words, iteration, ledger, accelerator.device))
-    if not any_rank(accelerator, not broken.all()): raise RunStopped(f'{tuning.skipped[0]}, and no group is left; lower lr or eta, or check the reward.')
+    if not any_rank(accelerator, not broken.all()):
+        raise RunStopped(f'{tuning.skipped[0]}, and no group is left; lower lr or eta, or check the reward.')
     weights = dict(zip(scores, cfg.weights or [1.]*len(scores)))
     advantage = compute_advantages(cfg.method, roll.plan, scores, accelerator.gather, weights, cfg.mix)   # (K, P, G)
     advantage[:, broken] = 0
@@ -67,18 +69,22 @@ class TrainResult:
 
 def named_rewards(rewards, names: tuple[str, ...] = ()) -> dict:
     "Rewards as name → function, from one function, several, or such a dictionary."
-    if isinstance(rewards, dict): return rewards
+    if isinstance(rewards, dict):
+        return rewards
     several = (rewards,) if callable(rewards) else tuple(rewards)
     named = {getattr(r, '__name__', type(r).__name__): r for r in several}
-    if len(named) < len(several): raise InputError(f'rewards={list(named)}: two of {len(several)} functions have the same name; pass name=function pairs as a dictionary.')
+    if len(named) < len(several):
+        raise InputError(f'rewards={list(named)}: two of {len(several)} functions have the same name; pass name=function pairs as a dictionary.')
     return named
 
 def resolve_inputs(cfg: Config, rewards, prompts, policy, weights, device):
     "What `train` was not given, from its config."
     device = device or (str(policy.device) if policy else str(init_processes(cfg.ddp_timeout).device))
     rewards = load_rewards(cfg.rewards, device) if rewards is None else named_rewards(rewards)
-    if prompts is None: prompts = load_prompts(cfg.prompts, cfg.rewards)
-    if weights is not None: cfg = replace(cfg, weights=tuple(weights))
+    if prompts is None:
+        prompts = load_prompts(cfg.prompts, cfg.rewards)
+    if weights is not None:
+        cfg = replace(cfg, weights=tuple(weights))
     return cfg, rewards, list(prompts), policy or open_policy(cfg, device)
 
 def train(cfg: Config, rewards=None, prompts=None, out=None, *, policy=None, weights=None, resume=None, override=(), panel=None, on_iteration=None, device=None) -> TrainResult:
@@ -102,22 +108,35 @@ def train(cfg: Config, rewards=None, prompts=None, out=None, *, policy=None, wei
                 run.forgive(row)
                 row |= panel_metrics(run, policy, panel)
                 run.metrics.add(row | dict(seconds=time.time() - run.began))
-                if cfg.tracker: log_metrics(run, run.metrics.rows[-1])
-                if out and cfg.save_every and (run.done - run.saved >= cfg.save_every): run.save()
-                progress.set_postfix({name: f'{row[f"reward/{name}"]:.3f}' for name in rewards}); progress.update()
-                if on_iteration: on_iteration(run.metrics.rows[-1])
-                if 'alarm' in row and panel.stop: raise RunStopped(f'{row["alarm"]} (panel_stop).')
-        except KeyboardInterrupt: stop.asked = stop.asked or 'SIGINT'
-        except RunStopped as error: trouble = error; raise
+                if cfg.tracker:
+                    log_metrics(run, run.metrics.rows[-1])
+                if out and cfg.save_every and (run.done - run.saved >= cfg.save_every):
+                    run.save()
+                progress.set_postfix({name: f'{row[f"reward/{name}"]:.3f}' for name in rewards})
+                progress.update()
+                if on_iteration:
+                    on_iteration(run.metrics.rows[-1])
+                if 'alarm' in row and panel.stop:
+                    raise RunStopped(f'{row["alarm"]} (panel_stop).')
+        except KeyboardInterrupt:
+            stop.asked = stop.asked or 'SIGINT'
+        except RunStopped as error:
+            trouble = error
+            raise
         except RuntimeError as error:
             trouble = error
-            if world == 1 or not any(word in str(error) for word in LOST_PROCESS_WORDS): raise
+            if world == 1 or not any(word in str(error) for word in LOST_PROCESS_WORDS):
+                raise
             raise LostProcess(f'process {rank} waited for another one that is gone or did not answer within ddp_timeout={cfg.ddp_timeout} seconds; the last checkpoint is of iteration {run.saved}. Go on with the same command and --resume. ({str(error).splitlines()[0][:200]})') from error
-        except BaseException as error: trouble = error; raise
+        except BaseException as error:
+            trouble = error
+            raise
         finally:
             progress.close()
-            if not trouble: on_train_end(run, stop)
+            if not trouble:
+                on_train_end(run, stop)
             release_policy(policy, run.tuning, out if run.done and not stop.hard and (trouble is None or isinstance(trouble, RunStopped) and not isinstance(trouble, LostProcess)) else None)
             run.release()
-            for tracker in accelerator.trackers: tracker.finish()
+            for tracker in accelerator.trackers:
+                tracker.finish()
     return TrainResult(run.metrics.rows, policy, out)

@@ -29,8 +29,10 @@ def score_rollout(policy, roll: Rollout, rewards: dict, batch_size: int, ledger:
     out = {name: torch.full((len(flat),), torch.nan) for name in rewards}
     for some in torch.arange(len(flat))[flat.isfinite().flatten(1).all(1).cpu()].split(batch_size):
         images, prompts = policy.decode(flat[some]), [words[i] for i in some]
-        for name, reward in rewards.items(): out[name][some] = call_reward(name, reward, images, prompts, finite=False)
-        ledger.decodes += len(some); ledger.scored += len(some)*len(rewards)
+        for name, reward in rewards.items():
+            out[name][some] = call_reward(name, reward, images, prompts, finite=False)
+        ledger.decodes += len(some)
+        ledger.scored += len(some)*len(rewards)
     return {name: table.reshape(shape) for name, table in out.items()}
 
 # %% ../../nbs/training/09_update.ipynb #cell-07
@@ -46,10 +48,13 @@ def broken_groups(scores: dict[str, Tensor], roll: Rollout, seed: int, iteration
 
 def fill_broken(scores: dict[str, Tensor], roll: Rollout, broken: Tensor) -> dict[str, Tensor]:
     "Scores with the mean of the others in place of `broken` groups (P,), whose states are emptied."
-    if not broken.any(): return scores
-    for t in (roll.x, roll.y, roll.old_log_prob, roll.mean): t[:, broken] = 0
+    if not broken.any():
+        return scores
+    for t in (roll.x, roll.y, roll.old_log_prob, roll.mean):
+        t[:, broken] = 0
     def filled(r):
-        r = r.clone(); r[:, :, broken] = r[:, :, ~broken].mean() if (~broken).any() else 0.
+        r = r.clone()
+        r[:, :, broken] = r[:, :, ~broken].mean() if (~broken).any() else 0.
         return r
     return {name: filled(r) for name, r in scores.items()}
 
@@ -75,12 +80,15 @@ def backward_batch(policy, tuning: TrainState, roll: Rollout, j: int, rows: Tens
     y, old, adv, kept = (group_by_state(t, S)[rows] for t in (roll.y[j], roll.old_log_prob[j], advantage[j], keep[j]))   # (R, M, ...)
     sigma, dt = plan.grid[k].expand(len(x)), float(plan.grid[k] - plan.grid[plan.after[k]])
     mean, std = step_kernel(method, plan, k, x, policy.velocity(x, sigma, cond))
-    if method.guard: new, old = guard_log_ratio(y, mean[:, None], old_mean[:, None], std[:, None], 2), torch.zeros_like(old)
-    else: new = step_log_prob(method, mean, std, y)
+    if method.guard:
+        new, old = guard_log_ratio(y, mean[:, None], old_mean[:, None], std[:, None], 2), torch.zeros_like(old)
+    else:
+        new = step_log_prob(method, mean, std, y)
     old = torch.where(kept > 0, old, new.detach())                               # those left out have none
     loss, distance = clipped_surrogate(new, old, adv.to(new), method.clip_range)*kept, None
     if method.kl:
-        with torch.no_grad(), tuning.accelerator.autocast(): then = tuning.reference(x, sigma, cond)
+        with torch.no_grad(), tuning.accelerator.autocast():
+            then = tuning.reference(x, sigma, cond)
         distance = step_kl(mean, step_kernel(method, plan, k, x, then)[0], std, dt, method.kl)              # (R,), the same for all members of a state
         loss = loss + method.beta*distance[:, None]*kept
         ledger.forwards += len(x)*policy.passes
@@ -96,14 +104,17 @@ def optimiser_step(tuning: TrainState) -> float | None:
     norm = float(full_tensor(tuning.accelerator.clip_grad_norm_(params, cfg.max_grad_norm)))
     if not 0 < norm < float('inf'):
         optimizer.zero_grad()
-        if norm != 0 and tuning.accelerator.is_main_process: tuning.skipped.append(f'gradient norm {norm} at optimiser step {tuning.steps}')
+        if norm != 0 and tuning.accelerator.is_main_process:
+            tuning.skipped.append(f'gradient norm {norm} at optimiser step {tuning.steps}')
         return 0. if norm == 0 else None
     used = [p for p in params if p.grad is not None]
     largest = local_tensor(used[int(torch.stack([full_tensor(n) for n in torch._foreach_norm([p.grad for p in used])]).argmax())])
     before = largest.detach().clone()
-    optimizer.step(); optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     moved = tuning.accelerator.reduce(torch.tensor(float(not torch.equal(before, largest)), device=tuning.accelerator.device), 'sum')
-    if not moved: raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
+    if not moved:
+        raise RunStopped(f'no parameter moved in an optimiser step (gradient norm {norm:.3g}); raise lr or check what is trainable.')
     tuning.steps += 1
     if tuning.ema and tuning.steps % 8 == 0:                     # Flow-GRPO: every 8 steps, decay min((1+s)/(10+s), ema) at step s from 0
         tuning.ema.optimization_step = tuning.steps - 1
@@ -114,12 +125,14 @@ def check_first_ratio(seen: list[list[dict]], accelerator) -> None:
     "Stop, on every process, if a ratio of the first optimiser step is not 1 to the last bit on any."
     off = max((part['ratio'] - 1).abs().max().item() for parts in seen for part in parts)
     off = accelerator.gather(torch.tensor([off], device=accelerator.device)).max().item()
-    if off: raise RunStopped(f'the ratio before the first update is off by {off:.2g}, not 1: rollout and update compute different things.')
+    if off:
+        raise RunStopped(f'the ratio before the first update is off by {off:.2g}, not 1: rollout and update compute different things.')
 
 def update_policy(policy, tuning: TrainState, roll: Rollout, advantage: Tensor, ledger: Ledger, broken: Tensor | None = None) -> dict:
     "All optimiser steps of one iteration, without the groups `broken` (P,); metrics per trained step, gradient norms per optimiser step."
     keep = (advantage != 0).float() if tuning.cfg.method.mask_constant else torch.ones_like(advantage)
-    if broken is not None: keep[:, broken] = 0
+    if broken is not None:
+        keep[:, broken] = 0
     seen, norms, S = [[] for _ in roll.steps], [], roll.x.shape[2]
     for batches in roll.updates:
         count = torch.stack([group_by_state(keep[j], S)[rows].sum() for j, rows in batches]).sum()
@@ -127,9 +140,11 @@ def update_policy(policy, tuning: TrainState, roll: Rollout, advantage: Tensor, 
         for n, (j, rows) in enumerate(batches):                     # processes meet once an optimiser step: they may have different numbers of batches
             with nullcontext() if n + 1 == len(batches) else tuning.accelerator.no_sync(policy.transformer):
                 seen[j].append(backward_batch(policy, tuning, roll, j, rows, advantage, keep, count, ledger))
-        if not norms: check_first_ratio(seen, tuning.accelerator)
+        if not norms:
+            check_first_ratio(seen, tuning.accelerator)
         norms.append(optimiser_step(tuning))
-    if not any(norms) and None not in norms: raise RunStopped('no gradient reached a parameter in a whole iteration; check what is trainable.')
+    if not any(norms) and None not in norms:
+        raise RunStopped('no gradient reached a parameter in a whole iteration; check what is trainable.')
     mean = lambda name: [torch.cat([part[name].float().flatten() for part in parts]).mean().item() for parts in seen]
     out = dict(loss=[sum(part['loss'] for part in parts) for parts in seen], ratio=mean('ratio'), log_prob_shift=mean('shift'), clipped=mean('clipped'),
                ratio_spread=[max((part['ratio'] - 1).abs().max().item() for part in parts) for parts in seen], grad_norm=norms)
