@@ -48,7 +48,8 @@ class FluxPolicy(Policy):
         prompt: str,             # one prompt
     ) -> tuple[Tensor, Tensor]:  # T5's vectors (1, L, C) and CLIP's (1, D)
         "Encode one prompt."
-        embeds, pooled, _ = self.pipe.encode_prompt(prompt, None, device=self.device, max_sequence_length=self.max_tokens)
+        embeds, pooled, _ = self.pipe.encode_prompt(
+            prompt, None, device=self.device, max_sequence_length=self.max_tokens)
         return embeds, pooled
 
     def predict(self,
