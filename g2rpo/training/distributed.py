@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['init_processes', 'combine_values', 'reduce_metrics', 'broadcast', 'any_rank', 'raise_on_all_ranks',
-           'accelerator_handlers', 'check_processes', 'make_accelerator', 'fsdp_shard']
+           'accelerator_handlers', 'check_processes', 'make_accelerator', 'fsdp_shard', 'full_tensor', 'local_tensor',
+           'copy_into']
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-02
 import torch
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from torch import Tensor
 from ..errors import InputError, RunStopped
 from .config import Config
 
@@ -127,7 +129,8 @@ def make_accelerator(
     from accelerate.tracking import get_available_trackers
     if cfg.tracker and cfg.tracker not in map(str, get_available_trackers()):
         raise InputError(f'tracker={cfg.tracker!r} is not installed; run: pip install {cfg.tracker}')
-    warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')  # rms_norm's, under autocast on a CPU
+    # rms_norm says this under autocast on a CPU
+    warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
     AcceleratorState._reset_state()  # a notebook may train again at another precision; processes stay as they are
     accelerator = Accelerator(
@@ -152,3 +155,28 @@ def fsdp_shard(
         for block in stack if isinstance(stack, torch.nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+# %% ../../nbs/training/04_distributed.ipynb #cell-22
+def full_tensor(
+    t: Tensor,  # possibly split over processes
+) -> Tensor:    # whole
+    "Gather a tensor that is split over processes."
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t
+
+def local_tensor(
+    t: Tensor,  # possibly split over processes
+) -> Tensor:    # this process's part
+    "The part of a tensor that this process holds."
+    return t.to_local() if hasattr(t, 'to_local') else t
+
+def copy_into(
+    target: Tensor,  # possibly split over processes; changed
+    value: Tensor,   # whole, the same on every process
+) -> None:
+    "Copy a whole tensor into one of which this process may hold a part."
+    if hasattr(target, 'full_tensor'):
+        from torch.distributed.tensor import distribute_tensor
+        where = target.device_mesh, target.placements
+        value = distribute_tensor(value.to(target.device), *where, src_data_rank=None)   # nobody sends, all have it
+    with torch.no_grad():
+        target.copy_(value)
