@@ -51,7 +51,7 @@ class Config:
     lr: float = 1e-4                         # learning rate of AdamW; 2e-6 for all weights of Flux in G²RPO
     weight_decay: float = 1e-4               # weight decay of AdamW; all scripts
     max_grad_norm: float = 1.0               # norm that gradients are clipped to; all scripts
-    lora_rank: int = 0                       # rank of LoRA adapters, 0: all weights are trained (G²RPO); 32 in Flow-GRPO
+    lora_rank: int = 0                       # rank of LoRA adapters, 0: all weights train (G²RPO); 32 in Flow-GRPO
     lora_alpha: int = 64                     # scale of LoRA adapters, divided by their rank; Flow-GRPO
     shift: float | None = 3.0                # shift of the training grid, None: the pipeline's own; 3 in G²RPO on Flux
     guidance_scale: float = 1.0              # guidance in rollout and training, 1: none; 4.5 in Flow-GRPO on SD3.5
