@@ -145,8 +145,8 @@ def convert_asset(
             convert_pickle(source, path, out)
         elif path.is_file() and path.resolve() != out.resolve():
             out.write_bytes(path.read_bytes())
-    here = [folder/source.local_name for source in asset.files]
-    files = {path.name: dict(size=path.stat().st_size, sha256=sha256_of(path)) for path in here}
+    names = [source.local_name for source in asset.files]
+    files = {n: dict(size=(folder/n).stat().st_size, sha256=sha256_of(folder/n)) for n in names}
     write_json(folder/'manifest.json', dict(asset=name, repo=asset.repo, licence=asset.licence,
                                             revision=revision or asset.revision, files=files), indent=1)
     return folder
