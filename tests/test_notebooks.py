@@ -118,7 +118,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from g2rpo.study.workers import end_with_parent
-with ProcessPoolExecutor(2, get_context('spawn'), follow) as pool:
+with ProcessPoolExecutor(2, get_context('spawn'), end_with_parent) as pool:
     for _ in range(5): pool.submit(time.sleep, 600)
     print('go', flush=True)
     time.sleep(600)
