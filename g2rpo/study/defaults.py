@@ -19,8 +19,8 @@ from .launch import LAUNCHERS
 from .setting import ExperimentConfig
 
 # %% ../../nbs/study/13_defaults.ipynb #cell-05
-DEFAULT_REWARDS = dict(ablation_lambda='hps+clip', step_robustness='hps+clip', dense_reward='pickscore')   # where not hps
-DEFAULT_SEEDS = dict(main_table=10)                                                                         # where not 5
+DEFAULT_REWARDS = dict(ablation_lambda='hps+clip', step_robustness='hps+clip', dense_reward='pickscore')  # others: hps
+DEFAULT_SEEDS = dict(main_table=10)   # training seeds on tiny; others: 5
 NEUTRAL_PARAMETERS = 'launcher', 'workers', 'folder', 'results', 'dry_run'   # they change no result
 _SETTING_FIELDS = tuple(f.name for f in fields(ExperimentConfig))
 
