@@ -11,7 +11,7 @@ import ast
 from pathlib import Path
 
 # %% ../nbs/02_structure.ipynb #cell-05
-FOLDERS = ('core', 'models', 'rewards', 'training', 'plan', 'study', 'cli')   # each imports only from itself and those before it
+FOLDERS = ('core', 'models', 'rewards', 'training', 'plan', 'study', 'cli')   # each imports from itself and those before
 
 def package_root() -> Path:
     "The folder of the installed package."
@@ -91,9 +91,10 @@ def floors(
     folder: str,                 # one of `FOLDERS`
 ) -> dict[str, int]:             # module → its floor, from 0
     "How high each module of a folder stands."
-    inside = {m: {t for t in targets if folder_of(t) == folder} for m, targets in found.items() if folder_of(m) == folder}
+    members = {m for m in found if folder_of(m) == folder}
+    inside = {m: found[m] & members for m in members}
     def height(module): return 1 + max(map(height, inside[module]), default=-1)
-    return {module: height(module) for module in inside}
+    return {module: height(module) for module in sorted(inside)}
 
 def draw_folder(
     folder: str,  # one of `FOLDERS`
@@ -107,7 +108,8 @@ def draw_folder(
     fig, ax = plt.subplots(figsize=(8.4, .55*len(rows) + .9))
     for module, (x, y) in place.items():
         for target in found[module] & place.keys():
-            ax.annotate('', place[target], (x, y), arrowprops=dict(arrowstyle='->', color='.7', lw=.8, shrinkA=9, shrinkB=9))
+            arrow = dict(arrowstyle='->', color='.7', lw=.8, shrinkA=9, shrinkB=9)
+            ax.annotate('', place[target], (x, y), arrowprops=arrow)
         ax.text(x, y, module.split('.')[1], ha='center', va='center', fontsize=9,
                 bbox=dict(boxstyle='round,pad=.3', fc='white', ec='.4', lw=.8))
     outside = sorted({folder_of(t) or t for m in high for t in found[m] if folder_of(t) != folder})
