@@ -14,15 +14,16 @@ from ..errors import InputError
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-05
 def explore_rules(
-    m,                # a `Method`
-) -> list[tuple]:     # rows (broken, first field, second field, why)
+    m,             # a `Method`
+) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about where noise goes."
     chain, dense = m.explore == 'chain', m.credit in DENSE_CREDITS
     return [
         (chain == (m.credit == 'branch'), 'credit', 'explore',
          'branches have a reward of their own, states of a chain do not'),
         (m.window and not chain, 'window', 'explore', 'a window is a stretch of a chain'),
-        (m.window and m.steps != 'all', 'window', 'steps', 'both say where noise goes; with a window leave steps at all'),
+        (m.window and m.steps != 'all', 'window', 'steps',
+         'both say where noise goes; with a window leave steps at all'),
         (m.window and m.last_noisy, 'window', 'last_noisy', 'a window never holds the last step'),
         (m.window and m.window.size == 1 and dense, 'window', 'credit',
          'a gain compares states along several noisy steps'),
@@ -38,8 +39,8 @@ def explore_rules(
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-07
 def complete_rules(
-    m,                # a `Method`
-) -> list[tuple]:     # rows (broken, first field, second field, why)
+    m,             # a `Method`
+) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about completions."
     chain, dense, compressed = m.explore == 'chain', m.credit in DENSE_CREDITS, m.compress is not None
     return [
@@ -58,8 +59,8 @@ def complete_rules(
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-09
 def credit_rules(
-    m,                # a `Method`
-) -> list[tuple]:     # rows (broken, first field, second field, why)
+    m,             # a `Method`
+) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about normalising and weighting."
     chain = m.explore == 'chain'
     return [
@@ -74,8 +75,8 @@ def credit_rules(
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-11
 def update_rules(
-    m,                # a `Method`
-) -> list[tuple]:     # rows (broken, first field, second field, why)
+    m,             # a `Method`
+) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about optimiser steps."
     return [
         (m.timestep_fraction < 1 and m.update == 'per_step', 'timestep_fraction', 'update',

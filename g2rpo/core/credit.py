@@ -47,7 +47,7 @@ def turning_credit(
     "The gain; at turning points, what remains to be gained, R_end − R_before (TP-GRPO §4)."
     gains = gain_credit(rewards, steps)
     whole = rewards[:, -1:] - rewards[:, :1]
-    trend = gains.sign()*whole.sign()                                   # 1: the step goes where the whole trajectory goes
+    trend = gains.sign()*whole.sign()                                   # 1: the step goes where the whole goes
     turns = torch.zeros_like(gains, dtype=torch.bool)
     turns[:, 1:] = (trend[:, :-1] < 0) & (trend[:, 1:] > 0)
     return torch.where(turns, rewards[:, -1:] - rewards[:, :-1], gains)

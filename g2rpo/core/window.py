@@ -49,7 +49,8 @@ class Window:
         "The indices inside the window at an iteration."
         limit = T//2 if self.half else T - 2
         if self.size > limit:
-            raise InputError(f'window.size={self.size} is wider than the {limit} indices it may use on a grid of T={T}.')
+            raise InputError(f'window.size={self.size} is wider than the {limit} indices '
+                             f'it may use on a grid of T={T}.')
         start = self.start(limit, seed, iteration)
         return tuple(range(start, min(start + self.size, limit)))
 
