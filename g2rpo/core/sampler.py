@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['broadcast_like', 'predict_x0', 'predict_noise', 'ode_step', 'sde_kernel', 'cps_kernel', 'kernel', 'log_prob',
-           'dpm_step']
+           'log_snr', 'dpm_step']
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-02
 import math
@@ -14,58 +14,114 @@ from .schedule import FORMS
 from ..errors import one_of
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-05
-def broadcast_like(s, x: Tensor) -> Tensor:
-    "Scalar or per-sample (B,) `s` in the type of `x` (B, ...), shaped to multiply it."
+def broadcast_like(
+    s,          # a number, or one a sample (B,)
+    x: Tensor,  # states (B, ...)
+) -> Tensor:    # (B or 1, 1, ...) in the type of `x`
+    "`s` in the type and on the device of `x`, shaped to multiply it."
     return torch.as_tensor(s, dtype=x.dtype, device=x.device).reshape(-1, *[1]*(x.dim() - 1))
 
-def predict_x0(x: Tensor, v: Tensor, sigma) -> Tensor:
+def predict_x0(
+    x: Tensor,  # states (B, ...)
+    v: Tensor,  # their velocities, as `x`
+    sigma,      # their times, a number or (B,)
+) -> Tensor:    # clean estimates, as `x`
     r"$\hat x_0=x-\sigma v$, the image that a straight line from `x` reaches."
     return x - broadcast_like(sigma, x)*v
 
-def predict_noise(x: Tensor, v: Tensor, sigma) -> Tensor:
+def predict_noise(
+    x: Tensor,  # states (B, ...)
+    v: Tensor,  # their velocities, as `x`
+    sigma,      # their times, a number or (B,)
+) -> Tensor:    # noise estimates, as `x`
     r"$\hat\varepsilon=x+(1-\sigma)v$, the noise that a straight line through `x` came from."
     return x + broadcast_like(1 - sigma, x)*v
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-07
-def ode_step(x: Tensor, v: Tensor, sigma, sigma_next) -> Tensor:
-    r"Euler step $x+(\sigma'-\sigma)v$; to `sigma_next` = 0 it lands on `clean`."
+def ode_step(
+    x: Tensor,   # states (B, ...)
+    v: Tensor,   # their velocities, as `x`
+    sigma,       # their times, a number or (B,)
+    sigma_next,  # times to reach, a number or (B,)
+) -> Tensor:     # states at `sigma_next`, as `x`
+    r"Euler step $x'=x+(\sigma'-\sigma)v$."
     return x + broadcast_like(sigma_next - sigma, x)*v
 
-# %% ../../nbs/core/02_sampler.ipynb #cell-10
-def sde_kernel(x: Tensor, v: Tensor, sigma, sigma_next, level) -> tuple[Tensor, Tensor]:
+# %% ../../nbs/core/02_sampler.ipynb #cell-11
+def sde_kernel(
+    x: Tensor,               # states (B, ...)
+    v: Tensor,               # their velocities, as `x`
+    sigma,                   # their times, a number or (B,)
+    sigma_next,              # times to reach, a number or (B,)
+    level,                   # diffusion coefficient g, a number or (B,)
+) -> tuple[Tensor, Tensor]:  # mean as `x`, std (B or 1, 1, ...)
     "Mean and standard deviation of the SDE step, `flow` and `dance` alike (Flow-GRPO Eq. 9, DanceGRPO Eq. 8)."
-    dt, drift = sigma_next - sigma, level**2/(2*sigma)
-    mean = broadcast_like(1 + drift*dt, x)*x + broadcast_like((1 + drift*(1 - sigma))*dt, x)*v
-    return mean, broadcast_like(level*(-dt)**.5, x)
+    dt, drift = sigma_next - sigma, level**2/(2*sigma)                  # g²/2σ
+    of_x, of_v = 1 + drift*dt, (1 + drift*(1 - sigma))*dt
+    mean = broadcast_like(of_x, x)*x + broadcast_like(of_v, x)*v        # μ
+    return mean, broadcast_like(level*(-dt)**.5, x)                     # s = g √(−dt)
 
-def cps_kernel(x: Tensor, v: Tensor, sigma, sigma_next, level) -> tuple[Tensor, Tensor]:
-    "Mean and standard deviation of the coefficient-preserving step, `level` in (0, 1]."
+# %% ../../nbs/core/02_sampler.ipynb #cell-13
+def cps_kernel(
+    x: Tensor,               # states (B, ...)
+    v: Tensor,               # their velocities, as `x`
+    sigma,                   # their times, a number or (B,)
+    sigma_next,              # times to reach, a number or (B,)
+    level,                   # fraction a of the noise drawn anew, in (0, 1], a number or (B,)
+) -> tuple[Tensor, Tensor]:  # mean as `x`, std (B or 1, 1, ...)
+    "Mean and standard deviation of the coefficient-preserving step."
     angle = torch.as_tensor(level, dtype=torch.float64)*(math.pi/2)
-    mean = broadcast_like(1 - sigma_next, x)*predict_x0(x, v, sigma) + broadcast_like(sigma_next*angle.cos(), x)*predict_noise(x, v, sigma)
-    return mean, broadcast_like(sigma_next*angle.sin(), x)
+    signal = broadcast_like(1 - sigma_next, x)*predict_x0(x, v, sigma)
+    kept = broadcast_like(sigma_next*angle.cos(), x)*predict_noise(x, v, sigma)   # √(σ'²−s²) = σ' cos(aπ/2)
+    return signal + kept, broadcast_like(sigma_next*angle.sin(), x)               # s = σ' sin(aπ/2)
 
-def kernel(form: str, x: Tensor, v: Tensor, sigma, sigma_next, level) -> tuple[Tensor, Tensor]:
-    "Mean (B, ...) and std (B or 1, 1, ...) of a stochastic step of one of `FORMS`."
+def kernel(
+    form: str,               # one of FORMS
+    x: Tensor,               # states (B, ...)
+    v: Tensor,               # their velocities, as `x`
+    sigma,                   # their times, a number or (B,)
+    sigma_next,              # times to reach, a number or (B,)
+    level,                   # noise level of the form, a number or (B,)
+) -> tuple[Tensor, Tensor]:  # mean as `x`, std (B or 1, 1, ...)
+    "Mean μ and standard deviation s of a stochastic step: the next state is μ + sε."
     step = cps_kernel if one_of('form', form, FORMS) == 'cps' else sde_kernel
     return step(x, v, sigma, sigma_next, level)
 
-# %% ../../nbs/core/02_sampler.ipynb #cell-12
-def log_prob(form: str, sample: Tensor, mean: Tensor, std: Tensor, batch_dims: int = 1) -> Tensor:
-    "Mean log-density of `sample` over all but the first `batch_dims` dimensions, in float32 or better."
+# %% ../../nbs/core/02_sampler.ipynb #cell-15
+def log_prob(
+    form: str,            # one of FORMS
+    sample: Tensor,       # state that the step reached (B, ...); no gradient reaches it
+    mean: Tensor,         # μ of the step, as `sample`
+    std: Tensor,          # s of the step, broadcasts with `mean`
+    batch_dims: int = 1,  # leading dimensions that stay
+) -> Tensor:              # log-probability (B,), float32 or better
+    "Mean log-density of `sample` over all but the first `batch_dims` dimensions."
     full = torch.promote_types(mean.dtype, torch.float32)
     square = (sample.detach().to(full) - mean.to(full))**2
     if one_of('form', form, FORMS) == 'cps':
         return -square.flatten(batch_dims).mean(-1)
     std = std.to(full)
-    return (-square/(2*std**2) - std.log() - .5*math.log(2*math.pi)).flatten(batch_dims).mean(-1)
+    density = -square/(2*std**2) - std.log() - .5*math.log(2*math.pi)   # log N(x'; μ, s²)
+    return density.flatten(batch_dims).mean(-1)
 
-# %% ../../nbs/core/02_sampler.ipynb #cell-20
-def dpm_step(x: Tensor, x0: Tensor, x0_before: Tensor | None, sigma_before, sigma, sigma_next) -> Tensor:
-    "DPM-Solver++(2M) from `sigma` to `sigma_next` with the clean estimates here and one node before (Lu et al. 2022, Alg. 2)."
-    logsnr = lambda s: torch.log((1 - s)/s)
+# %% ../../nbs/core/02_sampler.ipynb #cell-25
+def log_snr(sigma: Tensor) -> Tensor:  # sigma: times between 0 and 1
+    r"$\lambda=\log((1-\sigma)/\sigma)$, half the logarithm of the signal-to-noise ratio."
+    return torch.log((1 - sigma)/sigma)
+
+def dpm_step(
+    x: Tensor,                 # states (B, ...) at `sigma`
+    x0: Tensor,                # clean estimates there, as `x`
+    x0_before: Tensor | None,  # clean estimates one node before; None: there was none
+    sigma_before,              # time of that node
+    sigma,                     # time of `x`
+    sigma_next,                # time to reach
+) -> Tensor:                   # states at `sigma_next`, as `x`
+    "DPM-Solver++(2M) from `sigma` to `sigma_next` (Lu et al. 2022, Alg. 2)."
     if sigma_next == 0:
         return x0
-    h = logsnr(sigma_next) - logsnr(sigma)
+    h = log_snr(sigma_next) - log_snr(sigma)
     if x0_before is not None and sigma_before < 1:
-        x0 = x0 + broadcast_like(h/(2*(logsnr(sigma) - logsnr(sigma_before))), x)*(x0 - x0_before)
+        h_before = log_snr(sigma) - log_snr(sigma_before)
+        x0 = x0 + broadcast_like(h/(2*h_before), x)*(x0 - x0_before)    # 1/2r = h/2h_before
     return broadcast_like(sigma_next/sigma, x)*x - broadcast_like((1 - sigma_next)*torch.expm1(-h), x)*x0
