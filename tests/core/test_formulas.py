@@ -24,7 +24,8 @@ def close(got, want, tol):
 
 def f64(values): return torch.tensor(values, dtype=torch.float64)
 
-def inputs(vectors, dtype): return [torch.tensor(vectors[f'input/{n}'], dtype=dtype) for n in ('x', 'v', 'eps', 'v_new')]
+def inputs(vectors, dtype):
+    return [torch.tensor(vectors[f'input/{n}'], dtype=dtype) for n in ('x', 'v', 'eps', 'v_new')]
 
 def test_schedules(vectors):
     close(schedule.shift_grid(16), vectors['schedule/shift3_T16'], 1e-12)
@@ -74,19 +75,22 @@ def test_euler_is_first_order_dpm_solver(vectors):
     close(sampler.ode_step(x, v, grid[8], grid[9]), vectors['dpmpp2m/T16/i8_first'], 1e-10)
 
 def test_step_stds(vectors):
+    flux = schedule.dynamic_grid(10, schedule.dynamic_mu(4096))
     for grid, eta, key in ((schedule.sd3_grid(10), .7, 'tempflow/sd3_std_T10_eta0.7'),
-                           (schedule.dynamic_grid(10, schedule.dynamic_mu(4096)), .9, 'tempflow/flux1024_std_T10_eta0.9')):
+                           (flux, .9, 'tempflow/flux1024_std_T10_eta0.9')):
         close(schedule.noise_levels(grid, eta)*(grid[:-1] - grid[1:]).sqrt(), vectors[key], 1e-10)
 
 def test_coefficients_and_residual_noise(vectors):
     "Coefficients of x and v, and the noise that one step leaves behind."
+    flux = schedule.dynamic_grid(6, schedule.dynamic_mu(1024))
     for grid, eta, key in ((schedule.shift_grid(16), .7, 'residual_noise/shift3_T16_eta0.7'),
-                           (schedule.dynamic_grid(6, schedule.dynamic_mu(1024)), .9, 'residual_noise/flux512_T6_eta0.9')):
+                           (flux, .9, 'residual_noise/flux512_T6_eta0.9')):
         levels, one = schedule.noise_levels(grid, eta), torch.ones(1, 1, dtype=torch.float64)
         for i, s, t, left in vectors[key]:
             mean, std = sampler.sde_kernel(grid[i]*one, one, grid[i], grid[i + 1], levels[i])
             close((mean**2 + std**2).sqrt().item(), left, 1e-10)
-    grid, levels, one = schedule.shift_grid(16), schedule.noise_levels(schedule.shift_grid(16), .7), torch.ones(1, 1, dtype=torch.float64)
+    grid, one = schedule.shift_grid(16), torch.ones(1, 1, dtype=torch.float64)
+    levels = schedule.noise_levels(grid, .7)
     for i, sigma, level, std, of_x, of_v, *_ in vectors['flow_sde/table_T16_eta0.7']:
         close(levels[i], level, 1e-10)
         close(sampler.sde_kernel(one, 0*one, grid[i], grid[i + 1], levels[i])[0].item(), of_x, 1e-10)
@@ -120,7 +124,8 @@ def test_dense_gains_and_both_normalisations(vectors):
     close(gains.sum(1), rewards[:, -1] - rewards[:, 0], 1e-12)
     close(group_advantage(gains[0, :, 0], 1e-4, ddof=0).T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
     row = replace(METHODS['dense_grpo'], last_noisy=False)
-    close(compute_advantages(row, row.plan(schedule.sd3_grid(4)), {'r': rewards})[:, 0].T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
+    credited = compute_advantages(row, row.plan(schedule.sd3_grid(4)), {'r': rewards})
+    close(credited[:, 0].T, vectors['dense/adv_ddof0_eps1e-4'], 1e-10)
     close(CREDITS['value'](rewards, 3)[0, :, 0].T, f64(vectors['dense/R_T_to_R_0'])[:, 1:], 1e-12)
 
 def test_both_kls(vectors):
@@ -159,7 +164,8 @@ def spent(run, method, T, group_size):
     "(forwards, images, states with gradient) of one prompt."
     ledger = Ledger()
     roll = run(Still(), method, ['p'], T, group_size, ledger=ledger)
-    return ledger.forwards, sum(x.shape[:3].numel() for x in roll.x0.values()), sum(len(rows) for step in roll.updates for _, rows in step)
+    images = sum(x.shape[:3].numel() for x in roll.x0.values())
+    return ledger.forwards, images, sum(len(rows) for step in roll.updates for _, rows in step)
 
 @pytest.mark.parametrize('lams', [(1,), (1, 2), (1, 2, 3)])
 def test_g2rpo_forward_counts(vectors, lams):
@@ -180,15 +186,17 @@ def test_forward_counts_of_the_other_rows(vectors):
         assert spent(rollout, replace(dense, completion=n), 10, 24) == (want['shared_first_eval'], want['rewards'], 216)
     turning = nfe['TP-GRPO T10 window 9']
     assert spent(naive_rollout, METHODS['tp_grpo'], 10, 24)[0] == 24*(turning['per_traj'] + turning['baseline_ode'])
-    # the published count walks four trunks to their end, of which only nine steps are needed, and takes a gradient pass for each of 24 branches, where the six of a start share one
+    # the published count walks four trunks to their end, of which only nine steps are needed,
+    # and takes a gradient pass for each of 24 branches, where the six of a start share one
     want = nfe['TempFlow T10 K6 S4 (steps 0..8 branched)']
     assert spent(rollout, METHODS['tempflow_grpo'], 10, 24) == (want['rollout'] - 4, 216, want['grad']//6)
 
 def test_rows_are_the_papers():
     assert METHODS['g2rpo'].granularities == (1, 2, 3) and METHODS['g2rpo'].noisy_steps(16) == tuple(range(8))
     assert METHODS['g2rpo_no_mgai'].granularities == (1,)
-    assert {name: row.noisy_steps(10) for name, row in METHODS.items() if row.explore == 'chain' and not row.window} == dict.fromkeys(
-        ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo'), tuple(range(9)))
+    chains = ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo')
+    plain = {name: row for name, row in METHODS.items() if row.explore == 'chain' and not row.window}
+    assert {name: row.noisy_steps(10) for name, row in plain.items()} == dict.fromkeys(chains, tuple(range(9)))
     assert METHODS['flow_grpo'].plan(schedule.sd3_grid(10)).noisy == tuple(range(10))
     mix = METHODS['mix_grpo']
     assert mix.noisy_steps(25, 0, 0) == (0, 1, 2, 3) and mix.noisy_steps(25, 0, 299) == (11, 12, 13, 14)
