@@ -23,7 +23,8 @@ def copy(root, tmp_path):
     shutil.copytree(root, out, ignore=shutil.ignore_patterns(*left_out))
     return out
 
-def files_in(folder, pattern): return {p.relative_to(folder) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
+def files_in(folder, pattern):
+    return {p.relative_to(folder) for p in folder.rglob(pattern) if '.ipynb_checkpoints' not in p.parts}
 
 def test_export_is_clean(root, copy):
     result = run(tool('nbdev-export'), cwd=copy)

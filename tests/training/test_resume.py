@@ -42,8 +42,8 @@ def go(mini):
     def run(out, iterations, reward=tossed, resume=None, override=(), on_iteration=None, panel=None, **changes):
         cfg = small(mini, **dict(group_size=4, save_every=1) | changes | dict(iterations=iterations))
         seed_libraries()
-        result = train(cfg, dict(r=reward), PROMPTS, out, resume=resume, override=override, on_iteration=on_iteration, panel=panel)
-        return without_seconds(result.metrics)
+        more = dict(resume=resume, override=override, on_iteration=on_iteration, panel=panel)
+        return without_seconds(train(cfg, dict(r=reward), PROMPTS, out, **more).metrics)
     return run
 
 def tensors_in(folder): return {k: v for file in folder.glob('*.safetensors') for k, v in load_file(file).items()}
@@ -87,8 +87,8 @@ def test_an_earlier_checkpoint_by_name(go, tmp_path):
 
 def test_another_config_is_refused_with_its_keys(go, tmp_path):
     go(tmp_path/'a', 1, reward=left_of_right)
-    changed = ((dict(seed=3), 'seed=0'), (dict(method=METHODS['e_grpo']), 'method.'), (dict(lr=1.), 'say --override lr'),
-               (dict(T=5), 'T=4'))
+    changed = ((dict(seed=3), 'seed=0'), (dict(method=METHODS['e_grpo']), 'method.'),
+               (dict(lr=1.), 'say --override lr'), (dict(T=5), 'T=4'))
     for change, message in changed:
         with pytest.raises(InputError, match=message):
             go(tmp_path/'a', 1, **change, resume='latest')
@@ -100,15 +100,16 @@ def test_another_config_is_refused_with_its_keys(go, tmp_path):
 def test_on_the_command_line(mini, tmp_path, monkeypatch, capsys):
     "The config comes from the folder; what is typed is held to it; an override is a change."
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    flags = f'--model {mini} --precision no --T 4 --group-size 2 --iterations 2 --prompts-per-iteration 2 --save-every 1'
+    flags = (f'--model {mini} --precision no --T 4 --group-size 2 --iterations 2 --prompts-per-iteration 2 '
+             '--save-every 1')
     out = tmp_path/'a'
     first = f'train {flags} --rewards helpers:left_of_right --out {out} --resume'
     assert main(first.split()) == 0 and 'holds no run yet' in capsys.readouterr().out
     assert main(f'train --out {out} --resume --override iterations=3'.split()) == 0
     assert len((out/'metrics.jsonl').read_text().splitlines()) == 3
     assert json.loads((out/'config.json').read_text())['iterations'] == 3
-    refused = (('--seed 4', 'leave it at'), ('--override seed=4', 'cannot change within a run'), ('--override lr', 'KEY=VALUE'),
-               ('--resume x', 'not the iteration'))
+    refused = (('--seed 4', 'leave it at'), ('--override seed=4', 'cannot change within a run'),
+               ('--override lr', 'KEY=VALUE'), ('--resume x', 'not the iteration'))
     for bad, message in refused:
         assert main(f'train --out {out} --resume {bad}'.split()) == 2 and message in capsys.readouterr().err
     assert main(f'train --out {out} --override iterations=9'.split()) == 2
@@ -202,7 +203,7 @@ def right_of_left(images, prompts): return -left_of_right(images, prompts)
 
 @pytest.mark.filterwarnings('ignore:iteration')
 def test_a_panel_watches_what_is_not_trained(go, tmp_path):
-    "Gains with intervals against the first look, image statistics, drift; the same after resuming; an alarm ends the run."
+    "Gains against the first look, image statistics, drift; the same after resuming; an alarm ends the run."
     def watched(out, n, stop=False, **more):
         scorers = dict(r=left_of_right, other=right_of_left)
         panel = Panel(PROMPTS, scorers, ('r',), every=2, T=4, stop=stop)

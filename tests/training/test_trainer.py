@@ -13,7 +13,8 @@ def test_rewards_in_every_form(mini):
     assert 'reward/left_of_right' in one.metrics[0] and one.policy.pipe.transformer is not None and one.out is None
     two = train(small(mini), [left_of_right, brightness], PROMPTS, weights=(1, .5)).metrics[0]
     assert {'reward/left_of_right', 'reward/brightness'} <= two.keys()
-    same = train(small(mini, weights=(1, .5)), dict(left_of_right=left_of_right, brightness=brightness), PROMPTS).metrics[0]
+    named = dict(left_of_right=left_of_right, brightness=brightness)
+    same = train(small(mini, weights=(1, .5)), named, PROMPTS).metrics[0]
     assert without_seconds([two]) == without_seconds([same])
 
 def test_weights_of_another_number_are_refused(mini, tmp_path):
@@ -27,8 +28,9 @@ def test_same_seed_same_run(mini):
     assert one == two
 
 def test_training_raises_an_easy_reward(mini):
-    log = train(small(mini, iterations=6, lr=1e-3), lambda images, prompts: -brightness(images, prompts), PROMPTS).metrics
-    rewards = [next(v for k, v in row.items() if k.startswith('reward/')) for row in log]
+    def darkness(images, prompts): return -brightness(images, prompts)
+    log = train(small(mini, iterations=6, lr=1e-3), darkness, PROMPTS).metrics
+    rewards = [entry['reward/darkness'] for entry in log]
     assert sum(rewards[-2:]) > sum(rewards[:2])
 
 def test_stopped_run_keeps_its_weights(mini, tmp_path):

@@ -1,6 +1,5 @@
 "One iteration: the first ratio, what an update changes, and what leaves it alone."
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -67,8 +66,8 @@ def test_guidance_trains_and_costs_twice(mini):
 @pytest.mark.parametrize('rank', [0, 4])
 def test_kl_holds_the_policy_back(mini, rank):
     def distance(beta):
-        cfg = small(mini, iterations=4, method=row('g2rpo', granularities=(1, 2), kl='exact', beta=beta), lora_rank=rank, lr=1e-3)
-        log = train(cfg, left_of_right, PROMPTS).metrics
+        method = row('g2rpo', granularities=(1, 2), kl='exact', beta=beta)
+        log = train(small(mini, iterations=4, method=method, lora_rank=rank, lr=1e-3), left_of_right, PROMPTS).metrics
         assert log[0]['kl'][0] == pytest.approx(0, abs=1e-8)
         return sum(log[-1]['kl'])
     assert distance(100.) < distance(1e-12)/2
