@@ -11,14 +11,16 @@ CHAPTERS = sorted(p for p in NBS.rglob('*.ipynb') if p.stem not in (*experiment_
 
 def execute(path, out, parameters=None):
     "A notebook by papermill, from its own folder."
-    return papermill.execute_notebook(path, out/path.name, parameters or {}, cwd=path.parent, kernel_name='python3', progress_bar=False)
+    quiet = dict(kernel_name='python3', progress_bar=False)
+    return papermill.execute_notebook(path, out/path.name, parameters or {}, cwd=path.parent, **quiet)
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.relative_to(NBS).with_suffix('').as_posix())
 def test_chapter(path, tmp_path): execute(path, tmp_path)
 
 def test_the_embedded_model_is_trained_again(tmp_path):
     "A few steps of what made the shipped weights."
-    execute(NBS/'pretrain_tiny.ipynb', tmp_path, dict(vae_steps=2, flow_steps=2, batch_size=4, out=str(tmp_path/'tiny_flux')))
+    short = dict(vae_steps=2, flow_steps=2, batch_size=4, out=str(tmp_path/'tiny_flux'))
+    execute(NBS/'pretrain_tiny.ipynb', tmp_path, short)
 
 PICTURES = ('before_after', 'groups', 'hacking', 'learning', 'spread_by_step', 'tree')
 

@@ -12,17 +12,19 @@ from g2rpo.cli.main import main
 from helpers import PROMPTS
 
 BAD = [
-    '--preset huge', '--preset paper --prompts {good}', '--model {folder}', '--device tpu', '--unknown 1', '--precision int4',
-    '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}', '--prompts {latin}', '--prompts-per-iteration 5000',
-    '--granularities 0,1', '--granularities 1,1', '--granularities x', '--steps 0,10', '--steps 3,3', '--starts 0',
-    '--starts 2', '--group-size 1', '--eta 0', '--eta -1', '--lr 0', '--T 0', '--T 1', '--iterations 0', '--height 25',
-    '--form cps --eta 0.5 --steps 9', '--method dpo', '--method dance_grpo --granularities 1,2', '--method mix_grpo --T 5',
-    '--method dense_grpo --psi /nowhere.json', '--method dense_grpo --psi {good}', '--method g2rpo --completion 2',
-    '--method tempflow_grpo --group-size 6', '--method dense_grpo --steps 3', '--method dense_grpo --steps 7,8,9',
-    '--method mix_grpo --window 4', '--method mix_grpo --window size=0', '--beta 1', '--kl exact', '--noise-weighted maybe',
-    '--rewards nonsense', '--rewards tests_no_such:f', '--rewards :f', '--rewards {module}:wrong_shape',
-    '--rewards {module}:not_a_number', '--rewards {module}:nothing', '--rewards hps21', '--rewards ppocr6,colour --weights 1',
-    '--weights x', '--mix product', '--guidance-scale 0.5', '--dtype bf16', '--shift 0', '--shift x', '--attention magic']
+    '--preset huge', '--preset paper --prompts {good}', '--model {folder}', '--device tpu', '--unknown 1',
+    '--precision int4', '--prompts /nowhere.txt', '--prompts {empty}', '--prompts {unquoted}',
+    '--prompts {latin}', '--prompts-per-iteration 5000', '--granularities 0,1', '--granularities 1,1',
+    '--granularities x', '--steps 0,10', '--steps 3,3', '--starts 0', '--starts 2', '--group-size 1', '--eta 0',
+    '--eta -1', '--lr 0', '--T 0', '--T 1', '--iterations 0', '--height 25', '--form cps --eta 0.5 --steps 9',
+    '--method dpo', '--method dance_grpo --granularities 1,2', '--method mix_grpo --T 5',
+    '--method dense_grpo --psi /nowhere.json', '--method dense_grpo --psi {good}',
+    '--method g2rpo --completion 2', '--method tempflow_grpo --group-size 6', '--method dense_grpo --steps 3',
+    '--method dense_grpo --steps 7,8,9', '--method mix_grpo --window 4', '--method mix_grpo --window size=0',
+    '--beta 1', '--kl exact', '--noise-weighted maybe', '--rewards nonsense', '--rewards tests_no_such:f',
+    '--rewards :f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
+    '--rewards {module}:nothing', '--rewards hps21', '--rewards ppocr6,colour --weights 1', '--weights x',
+    '--mix product', '--guidance-scale 0.5', '--dtype bf16', '--shift 0', '--shift x', '--attention magic']
 
 MODULE = '''
 def wrong_shape(images, prompts): return images.mean()
@@ -95,9 +97,9 @@ def test_calibrate_then_train(here, mini, capsys):
     assert json.loads((here/'run'/'config.json').read_text())['method']['psi']['values'] == saved['values']
     for bad in ('--T 5 --out other', '--T 4 --form cps --out other', '--T 4 --psi run/config.json --out other'):
         assert main([*run, *bad.split()]) == 2
-    for bad in ('--T 4 --out psi.json', '--T 4 --criterion signs --out b.json', '--T 4 --rounds 0 --out b.json',
-                '--T 4 --eps2 0 --out b.json', '--T 4 --start 0 --out b.json', '--T 4 --rewards colour,ppocr6 --out b.json'):
-        assert main(['calibrate', *common.split(), *bad.split()]) == 2
+    for bad in ('--out psi.json', '--criterion signs --out b.json', '--rounds 0 --out b.json',
+                '--eps2 0 --out b.json', '--start 0 --out b.json', '--rewards colour,ppocr6 --out b.json'):
+        assert main(['calibrate', *common.split(), '--T', '4', *bad.split()]) == 2
     assert not (here/'other').exists() and not (here/'b.json').exists() and 'Traceback' not in capsys.readouterr().err
 
 def test_fetch_and_convert_say_what_is_missing(tmp_path, capsys, monkeypatch):
@@ -115,7 +117,7 @@ def test_ctrl_c_keeps_what_it_has(here, mini):
     command = f'-m g2rpo.cli train --model {mini} {SHORT} --iterations 10000 --out run'.split()
     run = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                            env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(here)},
-                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # in the background it is ignored
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # else ignored in the background
     end, metrics = time.time() + 120, here/'run'/'metrics.jsonl'
     while time.time() < end and run.poll() is None and rows_in(metrics) < 2:
         time.sleep(.1)

@@ -21,7 +21,8 @@ VERDICTS = {'holds', 'does not hold', 'cannot tell'}
 
 def execute(path, out, parameters):
     "Printed text of an executed notebook."
-    notebook = papermill.execute_notebook(path, out/path.name, parameters, cwd=NBS, kernel_name='python3', progress_bar=False)
+    quiet = dict(kernel_name='python3', progress_bar=False)
+    notebook = papermill.execute_notebook(path, out/path.name, parameters, cwd=NBS, **quiet)
     return ''.join(o.get('text', '') for c in notebook['cells'] for o in c.get('outputs', ()))
 
 @pytest.fixture(scope='module')
@@ -83,7 +84,8 @@ def test_papermill_itself_refuses_a_misspelt_parameter(tmp_path):
 def test_the_published_setting_is_rehearsed(name, reward, rows, tmp_path, capsys, monkeypatch):
     "Flux.1-dev and SD3.5-M without a GPU or a checkpoint: plan, cost, what is missing, two iterations of each row."
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
-    assert main(['repro', name, '--preset', 'paper', '-p', 'reward', reward, '--dry-run', '--out', str(tmp_path/'out')]) == 1
+    flags = f'--preset paper -p reward {reward} --dry-run --out {tmp_path}/out'
+    assert main(['repro', name, *flags.split()]) == 1
     printed = capsys.readouterr().out
     assert "preset='paper'" in printed and 'device-hours' in printed
     assert printed.count('ok    rehearsal') == rows and printed.count('ok    batch') == rows
@@ -95,7 +97,8 @@ def started(folder, smoke):
     "An experiment by papermill, in a process group of its own."
     parameters = smoke | dict(folder=str(folder/'runs'), results=str(folder/'results'))
     words = [word for key, value in parameters.items() for word in ('-p', key, value)]
-    command = [sys.executable, '-m', 'papermill', NBS/'ablation_steps.ipynb', folder/'out.ipynb', '-k', 'python3', '--cwd', NBS]
+    notebook = NBS/'ablation_steps.ipynb', folder/'out.ipynb'
+    command = [sys.executable, '-m', 'papermill', *notebook, '-k', 'python3', '--cwd', NBS]
     return subprocess.Popen([*map(str, command), *words], env=ENV, start_new_session=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
