@@ -116,7 +116,8 @@ def rows_in(file): return file.read_text().count('\n') if file.exists() else 0
 def test_ctrl_c_keeps_what_it_has(here, mini):
     command = f'-m g2rpo.cli train --model {mini} {SHORT} --iterations 10000 --out run'.split()
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(here)}
-    run = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, *command], **pipes, env=env,
                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # else it may be ignored
     end, metrics = time.time() + 120, here/'run'/'metrics.jsonl'
     while time.time() < end and run.poll() is None and rows_in(metrics) < 2:
