@@ -4,12 +4,19 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test export clean
+.PHONY: demo test test-all export clean
 demo: .venv/demo.done
 	$(BIN)/g2rpo demo $(ARGS)
 
+# Tests share the cores as processes of one thread each; those that share a costly fixture stay together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
+
 test: .venv/dev.done
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(PYTEST) tests $(ARGS)
+
+# The long ones besides: committed results, rehearsals, the fault campaign, memory against measured peaks.
+test-all: test
+	$(PYTEST) -m slow tests $(ARGS)
 
 export: .venv/dev.done
 	$(BIN)/nbdev-export

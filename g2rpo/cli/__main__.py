@@ -1,6 +1,6 @@
-"`python -m g2rpo.cli`, which launchers of many processes call."
+"`python -m g2rpo.cli`: the command line, for launchers of many processes."
 import sys
 
-from .main import main
+from g2rpo.cli.main import main
 
 sys.exit(main())

@@ -1,0 +1,25 @@
+"Shared by the tests: rewards without packages, prompts, and configs of a model that is small."
+from g2rpo import METHODS, presets
+
+PROMPTS = [f'a sign that says "{i:03d}" in red' for i in range(8)]
+
+def left_of_right(images, prompts):
+    "How much darker the left half of an image is."
+    half = images.shape[-1]//2
+    return images[..., half:].mean((1, 2, 3)) - images[..., :half].mean((1, 2, 3))
+
+def brightness(images, prompts):
+    "Mean of all pixels."
+    return images.mean((1, 2, 3))
+
+def row(name, **changes):
+    "A row of the method table that fits short grids and small groups."
+    from dataclasses import replace
+    method = METHODS[name]
+    window = method.window and replace(method.window, size=2)
+    return replace(method, **dict(window=window, starts=min(method.starts, 2)) | changes)
+
+def small(model, **changes):
+    "A config of a few seconds on `model`."
+    short = dict(model=str(model), precision='no', iterations=1, T=4, group_size=3, prompts_per_iteration=2)
+    return presets.tiny(**short | dict(method=row('g2rpo', granularities=(1, 2))) | changes)

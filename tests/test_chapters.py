@@ -1,0 +1,32 @@
+"Every chapter runs from top to bottom."
+from pathlib import Path
+
+import papermill
+import pytest
+from g2rpo.study.reproduction import experiment_names
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT/'nbs'
+CHAPTERS = sorted(p for p in NBS.rglob('*.ipynb') if p.stem not in (*experiment_names(), 'figures', 'pretrain_tiny'))
+
+def execute(path, out, parameters=None):
+    "A notebook by papermill, from its own folder."
+    return papermill.execute_notebook(path, out/path.name, parameters or {}, cwd=path.parent, kernel_name='python3', progress_bar=False)
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.relative_to(NBS).with_suffix('').as_posix())
+def test_chapter(path, tmp_path): execute(path, tmp_path)
+
+def test_the_embedded_model_is_trained_again(tmp_path):
+    "A few steps of what made the shipped weights."
+    execute(NBS/'pretrain_tiny.ipynb', tmp_path, dict(vae_steps=2, flow_steps=2, batch_size=4, out=str(tmp_path/'tiny_flux')))
+
+PICTURES = ('before_after', 'groups', 'hacking', 'learning', 'spread_by_step', 'tree')
+
+@pytest.mark.slow
+def test_figures_are_the_same_bytes_again(tmp_path):
+    for out in ('a', 'b'):
+        execute(NBS/'figures.ipynb', tmp_path, dict(out=str(tmp_path/out)))
+    made = sorted(f.name for f in (tmp_path/'a').iterdir())
+    assert made == sorted(f'{name}.{kind}' for name in PICTURES for kind in ('png', 'pdf'))
+    for name in made:
+        assert (tmp_path/'a'/name).read_bytes() == (tmp_path/'b'/name).read_bytes(), name

@@ -1,0 +1,63 @@
+"Training as a caller meets it: one function and a reward, runs that stop themselves, refusals."
+import pytest
+import torch
+from g2rpo import train
+from g2rpo.errors import InputError, RunStopped
+from helpers import PROMPTS, brightness, left_of_right, small
+
+def without_seconds(log): return [{k: v for k, v in row.items() if k != 'seconds'} for row in log]
+
+def test_rewards_in_every_form(mini):
+    "One function, several with weights, or names of one's own; the policy is opened unless one is given."
+    one = train(small(mini), left_of_right, PROMPTS)
+    assert 'reward/left_of_right' in one.metrics[0] and one.policy.pipe.transformer is not None and one.out is None
+    two = train(small(mini), [left_of_right, brightness], PROMPTS, weights=(1, .5)).metrics[0]
+    assert {'reward/left_of_right', 'reward/brightness'} <= two.keys()
+    same = train(small(mini, weights=(1, .5)), dict(left_of_right=left_of_right, brightness=brightness), PROMPTS).metrics[0]
+    assert without_seconds([two]) == without_seconds([same])
+
+def test_weights_of_another_number_are_refused(mini, tmp_path):
+    with pytest.raises(InputError, match='weights'):
+        train(small(mini), [left_of_right, brightness], PROMPTS, tmp_path/'run', weights=(1, 2, 3))
+    assert not (tmp_path/'run').exists()
+
+def test_same_seed_same_run(mini):
+    "Bit for bit, LoRA's own initialisation included."
+    one, two = (without_seconds(train(small(mini, lora_rank=4), left_of_right, PROMPTS).metrics) for _ in range(2))
+    assert one == two
+
+def test_training_raises_an_easy_reward(mini):
+    log = train(small(mini, iterations=6, lr=1e-3), lambda images, prompts: -brightness(images, prompts), PROMPTS).metrics
+    rewards = [next(v for k, v in row.items() if k.startswith('reward/')) for row in log]
+    assert sum(rewards[-2:]) > sum(rewards[:2])
+
+def test_stopped_run_keeps_its_weights(mini, tmp_path):
+    calls = []
+    def sours(images, prompts):
+        calls.append(len(images))
+        return brightness(images, prompts) if len(calls) < 4 else torch.ones(len(images))
+    with pytest.raises(RunStopped):
+        train(small(mini, iterations=5), sours, PROMPTS, tmp_path/'run')
+    assert (tmp_path/'run'/'metrics.jsonl').read_text().count('\n') >= 1 and any((tmp_path/'run'/'weights').iterdir())
+
+BAD_REWARDS = [(lambda i, p: torch.ones(len(i)), 'same reward'), (lambda i, p: i.mean((1, 2, 3))/0, 'not finite'),
+               (lambda i, p: i.mean(), 'must return')]
+
+@pytest.mark.parametrize('reward, why', BAD_REWARDS, ids=[why for _, why in BAD_REWARDS])
+def test_bad_rewards_stop(mini, tmp_path, reward, why):
+    with pytest.raises((InputError, RunStopped), match=why):
+        train(small(mini), dict(r=reward), PROMPTS, tmp_path/'run')
+
+def test_step_that_moves_nothing_stops(mini):
+    with pytest.raises(RunStopped, match='no parameter moved'):
+        train(small(mini, lr=1e-30, weight_decay=0.), left_of_right, PROMPTS)
+
+def test_non_finite_weights_stop(mini, policy):
+    next(policy.pipe.transformer.parameters()).data.fill_(float('nan'))
+    with pytest.raises(RunStopped, match='not finite'):
+        train(small(mini), left_of_right, PROMPTS, policy=policy)
+
+def test_out_in_use_is_refused(mini, tmp_path):
+    (tmp_path/'metrics.jsonl').write_text('')
+    with pytest.raises(InputError, match='already holds a run'):
+        train(small(mini), left_of_right, PROMPTS, tmp_path)

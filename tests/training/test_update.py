@@ -1,0 +1,128 @@
+"One iteration: the first ratio, what an update changes, and what leaves it alone."
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from g2rpo import METHODS, train
+from g2rpo.core.rollout import Rollout, rollout
+from g2rpo.core.velocity import Ledger
+from g2rpo.errors import InputError, RunStopped
+from g2rpo.models.loading import load_policy
+from g2rpo.training.update import TrainState, score_rollout, update_policy
+from helpers import PROMPTS, left_of_right, row, small
+
+def parameters(policy): return dict(policy.pipe.transformer.named_parameters())
+
+def under_lora(name): return name.replace('.weight', '.base_layer.weight').replace('.bias', '.base_layer.bias')
+
+@pytest.mark.parametrize('precision', ['no', 'bf16'])
+@pytest.mark.parametrize('update', ['per_step', 'accumulate'])
+@pytest.mark.parametrize('rank', [0, 4])
+def test_first_ratio_is_one_and_weights_move(mini, policy, tmp_path, precision, update, rank):
+    before = {n: p.detach().clone() for n, p in parameters(policy).items()}
+    method = row('g2rpo', granularities=(1, 2), update=update)
+    cfg = small(mini, precision=precision, lora_rank=rank, method=method, grad_batch_size=1)
+    metrics, = train(cfg, left_of_right, PROMPTS, tmp_path/'run', policy=policy).metrics
+    assert metrics['ratio_spread'][0] == 0. and metrics['ratio'][0] == 1.
+    assert len(metrics['grad_norm']) == (2 if update == 'per_step' else 1)
+    after = parameters(policy)
+    same = [torch.equal(p, after[n if n in after else under_lora(n)]) for n, p in before.items()]
+    assert all(same) if rank else not any(same[:4])
+    assert json.loads((tmp_path/'run'/'metrics.jsonl').read_text()) == metrics
+    assert (tmp_path/'run'/'weights').is_dir()
+
+@pytest.mark.parametrize('name', METHODS)
+def test_every_row_trains_from_a_ratio_of_one(mini, policy, name):
+    "Batches of three split members, steps and prompts unevenly; the trainer stops if any first ratio is off by a bit."
+    method = row(name)
+    cfg = small(mini, iterations=2, T=6, group_size=4, method=method, grad_batch_size=3)
+    log = train(cfg, left_of_right, PROMPTS, policy=policy).metrics
+    for got in log:
+        assert len(got['grad_norm']) == (len(got['steps']) if method.update == 'per_step' else method.updates)
+        assert all(norm > 0 for norm in got['grad_norm']) and ('kl' in got) == bool(method.kl)
+    if method.kl:
+        assert log[0]['kl'][0] < log[1]['kl'][0]
+
+def test_the_embedded_model_in_bf16():
+    "As the demo trains it: all weights, bf16 autocast."
+    cfg = small('tiny', precision='bf16', T=4)
+    metrics, = train(cfg, left_of_right, PROMPTS).metrics
+    assert metrics['ratio_spread'][0] == 0. and all(norm > 0 for norm in metrics['grad_norm'])
+
+def test_later_ratios_differ_with_per_step(mini, policy):
+    metrics, = train(small(mini, lr=1e-3), left_of_right, PROMPTS, policy=policy).metrics
+    assert metrics['ratio_spread'][0] == 0. and metrics['ratio_spread'][1] > 0.
+
+def test_guidance_trains_and_costs_twice(mini):
+    def first(scale):
+        policy = load_policy(str(mini), 24, 48, 16, guidance_scale=scale)
+        return train(small(mini, guidance_scale=scale), left_of_right, PROMPTS, policy=policy).metrics[0]
+    one, two = first(1.), first(2.)
+    for key in ('forwards', 'grad_forwards'):
+        assert two[key] == 2*one[key]
+    with pytest.raises(InputError, match='guidance_scale=2.0'):
+        train(small(mini, guidance_scale=2.), left_of_right, PROMPTS, policy=load_policy(str(mini), 24, 48, 16))
+
+@pytest.mark.parametrize('rank', [0, 4])
+def test_kl_holds_the_policy_back(mini, rank):
+    def distance(beta):
+        cfg = small(mini, iterations=4, method=row('g2rpo', granularities=(1, 2), kl='exact', beta=beta), lora_rank=rank, lr=1e-3)
+        log = train(cfg, left_of_right, PROMPTS).metrics
+        assert log[0]['kl'][0] == pytest.approx(0, abs=1e-8)
+        return sum(log[-1]['kl'])
+    assert distance(100.) < distance(1e-12)/2
+
+def test_ema_is_kept(mini, policy, tmp_path):
+    "The weights that are kept lie between the base and the last ones; the decay follows Flow-GRPO's steps."
+    from diffusers import FluxTransformer2DModel
+    base, last = {n: p.detach().clone() for n, p in parameters(policy).items()}, {}
+    def keep(metrics): last.update({n: p.detach().clone() for n, p in parameters(policy).items()})
+    cfg = small(mini, iterations=4, method=row('g2rpo', granularities=(1, 2), ema=.9))       # 8 optimiser steps
+    train(cfg, left_of_right, PROMPTS, tmp_path/'run', policy=policy, on_iteration=keep)
+    kept = dict(FluxTransformer2DModel.from_pretrained(tmp_path/'run'/'weights').named_parameters())
+    for name in list(base)[:6]:      # one update, at step 7: decay 8/17
+        torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))
+
+def prepared(mini, policy, optimizer, **changes):
+    "Config, state and a rollout, for calling `update_policy` alone."
+    from accelerate import Accelerator
+    cfg, params = small(mini, **changes), list(policy.pipe.transformer.requires_grad_(True).parameters())
+    state = TrainState(cfg, params, optimizer(params), Accelerator(cpu=True))
+    return state, lambda: rollout(policy, cfg.method, PROMPTS[:2], cfg.T, cfg.group_size)
+
+def test_masked_groups_leave_the_mean(mini, policy):
+    "With one of two groups constant, the masked gradient is twice the unmasked one."
+    norms = []
+    for mask in (False, True):
+        method = row('g2rpo', granularities=(1, 2), update='accumulate', mask_constant=mask)
+        state, roll = prepared(mini, policy, lambda p: torch.optim.SGD(p, lr=1e-20), max_grad_norm=1e9, method=method)
+        advantage = torch.zeros(2, 2, 3)
+        advantage[:, 0] = torch.tensor([1., -2., 1.])
+        with pytest.raises(RunStopped) as stop:
+            update_policy(policy, state, roll(), advantage, Ledger())
+        norms.append(float(str(stop.value).split('gradient norm ')[1].split(')')[0]))
+    assert norms[1] == pytest.approx(2*norms[0], rel=1e-2)
+
+def test_silent_step_is_skipped_and_a_silent_iteration_stops(mini, policy):
+    "Groups that are constant at one step only: no optimiser step there, and no false alarm."
+    state, roll = prepared(mini, policy, lambda p: torch.optim.AdamW(p, lr=1e-4))
+    advantage = torch.zeros(2, 2, 3)
+    advantage[1, 0] = torch.tensor([1., -1., 0.])
+    norms = update_policy(policy, state, roll(), advantage, Ledger())['grad_norm']
+    assert norms[0] == 0. and norms[1] > 0.
+    with pytest.raises(RunStopped, match='no gradient'):
+        update_policy(policy, state, roll(), torch.zeros(2, 2, 3), Ledger())
+
+class LatentsAsImages:
+    "Decoding that shows the latent itself."
+    def decode(self, x): return x[:, None].expand(-1, 3, -1, -1)
+
+def test_scores_belong_to_their_prompt_and_direction():
+    "A latent says who it is, a reward reads that and its prompt: every entry of the table is where it should be."
+    L, K, P, G = 2, 3, 4, 5
+    who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
+    def reward(images, prompts): return images[:, 0, 0, 0]*10 + torch.tensor(['abcd'.index(p) for p in prompts])
+    roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [])
+    table = score_rollout(LatentsAsImages(), roll, dict(r=reward), 7, Ledger())['r']
+    assert torch.equal(table, who[..., 0, 0]*10 + torch.arange(P)[:, None])
