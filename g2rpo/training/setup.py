@@ -19,9 +19,8 @@ from ..errors import InputError
 from ..models.weights import make_trainable, reference_velocity, save_weights
 from ..rewards.load import load_rewards
 from ..rewards.protocol import call_reward
-from .checkpoint import local_tensor
 from .config import Config, open_policy
-from .distributed import any_rank, fsdp_shard, init_processes
+from .distributed import any_rank, fsdp_shard, init_processes, local_tensor
 from .gradient import TrainState
 from .prompts import draw_prompts, load_prompts
 

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from . import checkpoint
 from .config import Config
-from .distributed import broadcast, make_accelerator, raise_on_all_ranks
+from .distributed import broadcast, local_tensor, make_accelerator, raise_on_all_ranks
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
@@ -74,7 +74,7 @@ def open_run_dir(
         write_json(out/'config.json', config, indent=1)
     accelerator.wait_for_everyone()
     if panel:
-        run.state.start = [checkpoint.local_tensor(p).detach().cpu().clone() for p in run.state.params]
+        run.state.start = [local_tensor(p).detach().cpu().clone() for p in run.state.params]
         file = out and out/'panel.json'
         first = raise_on_all_ranks(accelerator, lambda: panel.begin(run.policy, run.cfg.batch_size, file))
         kept = broadcast(first, accelerator)

@@ -15,7 +15,7 @@ from ..core.rollout import Rollout
 from ..core.velocity import Ledger
 from ..errors import RunStopped
 from ..rewards.protocol import call_reward
-from .checkpoint import full_tensor, local_tensor
+from .distributed import full_tensor, local_tensor
 from .gradient import backward_batch, take_batch, TrainState
 
 # %% ../../nbs/training/10_update.ipynb #cell-05
