@@ -1,5 +1,5 @@
-"""One paper-shaped G²RPO rollout (T=16, G=12, eight noisy steps, Λ={1,2,3}) on the embedded model: the loop of the published code,
-one sample at a time, against the engine. Same seeds, same result; prints forwards, seconds and their ratio.
+"""One paper-shaped G²RPO rollout (T=16, G=12, eight noisy steps, Λ={1,2,3}) on the embedded model: the loop of the
+published code, one sample at a time, against the engine. Same seeds, same result; prints forwards, seconds and their ratio.
 
     python benchmarks/iteration.py [prompts]
 """
@@ -7,25 +7,25 @@ import sys
 import time
 
 import torch
-from g2rpo.core.rows import METHODS
-from g2rpo.models.loading import load_policy
+from g2rpo import METHODS, load_policy
 from g2rpo.core.naive import naive_rollout
 from g2rpo.core.rollout import rollout
 from g2rpo.core.velocity import Ledger
 from g2rpo.models.tiny import sign_prompts
 
-def timed(run, policy, words: list[str], chunk: int, **kw):
+def timed(run, policy, prompts: list[str], chunk: int, **kw):
     "(rollout, images, ledger, seconds) of one iteration up to the reward."
     ledger, began = Ledger(), time.perf_counter()
-    roll = run(policy, METHODS['g2rpo'], words, 16, 12, ledger=ledger, **kw)
+    roll = run(policy, METHODS['g2rpo'], prompts, 16, 12, ledger=ledger, **kw)
     images = torch.cat([policy.decode(part) for x0 in roll.x0.values() for part in x0.flatten(0, 2).split(chunk)])
     return roll, images, ledger, time.perf_counter() - began
 
 def main(n: int):
-    policy, words = load_policy('tiny', 24, 48, 16), sign_prompts('train', n)
-    timed(rollout, policy, words[:1], 64)  # warm up
-    naive, naive_images, a, slow = timed(naive_rollout, policy, words, 1)
-    fast, fast_images, b, quick = timed(rollout, policy, words, 64, batch_size=64)
+    "Time both on `n` prompts."
+    policy, prompts = load_policy('tiny', 24, 48, 16), sign_prompts('train', n)
+    timed(rollout, policy, prompts[:1], 64)  # warm up
+    naive, naive_images, a, slow = timed(naive_rollout, policy, prompts, 1)
+    fast, fast_images, b, quick = timed(rollout, policy, prompts, 64, batch_size=64)
     print(f'prompts {n}, threads {torch.get_num_threads()}')
     for name, ledger, seconds in (('naive, batch 1', a, slow), ('engine', b, quick)):
         print(f'{name:15} {ledger.forwards:6} forwards {seconds:7.1f} s')

@@ -2,7 +2,8 @@
 
     python scripts/same_numbers.py COMMIT
 
-checks out COMMIT beside the working tree, trains one iteration of each row on the embedded default in both, and compares.
+checks out COMMIT beside the working tree, trains one iteration of each row on the embedded default in both,
+and compares.
 """
 import hashlib
 import json
@@ -25,7 +26,7 @@ def pieces():
     try:
         from g2rpo import METHODS, presets, train
         from g2rpo.training.config import open_policy
-        def run(cfg, policy, rewards, prompts): return train(cfg, rewards=rewards, prompts=prompts, policy=policy).metrics
+        def run(cfg, policy, rewards, prompts): return train(cfg, rewards, prompts, policy=policy).metrics
         return METHODS, presets.tiny, open_policy, run, dict(size='group_size', grad='grad_batch_size')
     except ImportError:
         from g2rpo.config import open_policy, tiny
@@ -56,11 +57,12 @@ def compare(commit: str) -> int:
     "Print a line a row; 1 if any differs."
     with tempfile.TemporaryDirectory() as tmp:
         before = Path(tmp)/'before'
-        subprocess.run(['git', '-C', ROOT, 'worktree', 'add', '--detach', before, commit], check=True, capture_output=True)
+        git = ['git', '-C', str(ROOT), 'worktree']
+        subprocess.run([*git, 'add', '--detach', str(before), commit], check=True, capture_output=True)
         try:
             old, new = (ask(tree) for tree in (before, ROOT))
         finally:
-            subprocess.run(['git', '-C', ROOT, 'worktree', 'remove', '--force', before], check=True)
+            subprocess.run([*git, 'remove', '--force', str(before)], check=True)
     different = 0
     for name in new:
         shared = {k for k in old[name]['metrics'] if k in new[name]['metrics']}
@@ -77,7 +79,8 @@ def compare(commit: str) -> int:
 def ask(tree: Path) -> dict:
     "The fingerprints of the package in `tree`."
     env = os.environ | dict(PYTHONPATH=str(tree), TQDM_DISABLE='1', OMP_NUM_THREADS='2')
-    done = subprocess.run([sys.executable, __file__, '--fingerprints'], cwd=tree, env=env, capture_output=True, text=True)
+    command = [sys.executable, __file__, '--fingerprints']
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
