@@ -1,5 +1,6 @@
 """One paper-shaped G²RPO rollout (T=16, G=12, eight noisy steps, Λ={1,2,3}) on the embedded model: the loop of the
-published code, one sample at a time, against the engine. Same seeds, same result; prints forwards, seconds and their ratio.
+published code, one sample at a time, against the engine. Same seeds, same result; prints forwards, seconds and their
+ratio.
 
     python benchmarks/iteration.py [prompts]
 """

@@ -11,7 +11,7 @@ import ast
 from pathlib import Path
 
 # %% ../nbs/02_structure.ipynb #cell-05
-FOLDERS = ('core', 'models', 'rewards', 'training', 'plan', 'study', 'cli')   # each imports from itself and earlier ones
+FOLDERS = ('core', 'models', 'rewards', 'training', 'plan', 'study', 'cli')   # each imports from those before
 
 def package_root() -> Path:
     "The folder of the installed package."
