@@ -98,7 +98,8 @@ class AllocationWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tree_map_only(Tensor, lambda t: self.add(t, 0), (args, kwargs))   # inputs not seen before are older than this watch
+        # inputs not seen before are older than this watch and count nothing
+        tree_map_only(Tensor, lambda t: self.add(t, 0), (args, kwargs))
         out = func(*args, **kwargs)
         tree_map_only(Tensor, lambda t: self.add(t, t.untyped_storage().nbytes()), out)
         return out
