@@ -7,7 +7,7 @@ __all__ = ['GIB', 'MemoryEstimate', 'weight_shards', 'prompts_per_process', 'lar
            'encoder_bytes', 'resident_bytes', 'phase_bytes', 'estimate_memory']
 
 # %% ../../nbs/plan/05_memory.ipynb #cell-02
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from ..core.batches import optimiser_steps, used_steps
 from ..models.loading import DTYPES
@@ -141,6 +141,7 @@ def estimate_memory(
 ) -> MemoryEstimate:       # of one process
     "What one of `world` processes needs to train `cfg`."
     facts = model_facts(cfg)
-    peaks = trace_passes(replace(cfg, offload=False), *largest_gradient_pass(cfg, world))   # one trace for either `offload`
+    rows, again = largest_gradient_pass(cfg, world)
+    peaks = trace_passes(cfg, rows, again)
     stays = resident_bytes(cfg, facts, world)
     return MemoryEstimate(stays, phase_bytes(cfg, facts, peaks, stays, world, fused))
