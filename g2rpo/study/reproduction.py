@@ -131,10 +131,12 @@ def _is_experiment(
     has_parameters = any('parameters' in cell['metadata'].get('tags', ()) for cell in cells)
     return has_parameters and any('Reproduction(In' in ''.join(cell['source']) for cell in cells)
 
+# %% ../../nbs/study/15_reproduction.ipynb #cell-10
 def experiment_names() -> list[str]:
     "Notebooks that judge claims of the papers."
     return sorted(path.stem for path in (repo_root()/'nbs').glob('*.ipynb') if _is_experiment(path))
 
+# %% ../../nbs/study/15_reproduction.ipynb #cell-11
 def run_notebook(
     notebook: Path,    # file
     out: Path,         # folder for the executed notebook
@@ -158,6 +160,7 @@ def run_notebook(
         raise known[error.ename](error.evalue) from None
     return executed
 
+# %% ../../nbs/study/15_reproduction.ipynb #cell-12
 def dry_run_result(
     notebook: Path,  # executed with `dry_run`
 ) -> dict:           # `failed`: findings that stand in the way
@@ -167,6 +170,7 @@ def dry_run_result(
     print(text)
     return dict(failed=[line for line in text.splitlines() if line.startswith('FAIL')])
 
+# %% ../../nbs/study/15_reproduction.ipynb #cell-13
 def reproduce(
     name: str,                # of an experiment
     given: dict[str, str],    # parameter → value as it was typed

@@ -62,7 +62,7 @@ def check_same_checkpoint(
     if len(set(seen)) > 1:
         raise InputError(f'processes see different checkpoints, {seen}; out must be a folder that all of them share.')
 
-# %% ../../nbs/training/16_start.ipynb #cell-08
+# %% ../../nbs/training/16_start.ipynb #cell-10
 def open_run_dir(
     run: Run,             # with its folder locked
     place: Path | None,   # the checkpoint to go on from
@@ -88,6 +88,7 @@ def open_run_dir(
         scalars = {key: value for key, value in flatten_dict(config).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers('g2rpo', scalars)
 
+# %% ../../nbs/training/16_start.ipynb #cell-11
 def setup_run(
     cfg: Config,                  # the run's values
     policy,                       # what is trained
