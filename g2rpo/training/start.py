@@ -15,8 +15,8 @@ from .distributed import broadcast, local_tensor, make_accelerator, raise_on_all
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
-from .run_dir import (check_config, check_disk_space, config_to_dict, flatten_dict, lock_run_dir, MetricsLog,
-                                    required_bytes)
+from .run_dir import (check_config, check_disk_space, config_to_dict, flatten_dict, lock_run_dir,
+                                    MetricsLog, required_bytes)
 from .setup import check_inputs, prepare_training
 
 # %% ../../nbs/training/16_start.ipynb #cell-05
