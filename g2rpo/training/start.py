@@ -15,9 +15,8 @@ from .distributed import broadcast, local_tensor, make_accelerator, raise_on_all
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
-from .run_dir import (
-    check_config, check_disk_space, config_to_dict, flatten_dict,
-    lock_run_dir, MetricsLog, required_bytes)
+from .run_dir import (check_config, check_disk_space, config_to_dict, flatten_dict, lock_run_dir,
+                                    MetricsLog, required_bytes)
 from .setup import check_inputs, prepare_training
 
 # %% ../../nbs/training/16_start.ipynb #cell-05
@@ -62,7 +61,7 @@ def check_same_checkpoint(
     if len(set(seen)) > 1:
         raise InputError(f'processes see different checkpoints, {seen}; out must be a folder that all of them share.')
 
-# %% ../../nbs/training/16_start.ipynb #cell-10
+# %% ../../nbs/training/16_start.ipynb #cell-08
 def open_run_dir(
     run: Run,             # with its folder locked
     place: Path | None,   # the checkpoint to go on from
@@ -88,7 +87,6 @@ def open_run_dir(
         scalars = {key: value for key, value in flatten_dict(config).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers('g2rpo', scalars)
 
-# %% ../../nbs/training/16_start.ipynb #cell-11
 def setup_run(
     cfg: Config,                  # the run's values
     policy,                       # what is trained
