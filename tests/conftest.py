@@ -1,4 +1,4 @@
-"Shared by all tests: the repository root, the reference values, and a pipeline that is small enough to train in a second."
+"Shared by all tests: the repository root, the reference values, and a pipeline that trains in a second."
 import json
 import os
 from pathlib import Path

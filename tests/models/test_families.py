@@ -13,7 +13,8 @@ from g2rpo.training.config import open_policy
 from g2rpo.training.evaluate import generate
 from helpers import left_of_right, row, thin_transformer
 
-PROMPTS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green', 'a sign that says "6" in blue']
+PROMPTS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green',
+           'a sign that says "6" in blue']
 SAMPLED = dict(guidance_scale=2., shift=None)     # guided, on the pipeline's own grid
 FAMILIES = [pytest.param(family, marks=pytest.mark.xdist_group(family)) for family in ('flux', 'sd3', 'flux2')]
 
@@ -62,7 +63,7 @@ def test_whole_way(folder, tmp_path, name, rank):
     assert json.loads((tmp_path/'run'/'config.json').read_text())['model'] == str(folder)
 
 def test_stored_in_half_precision(folder, tmp_path):
-    "LoRA on a bfloat16 transformer: adapters are float32, the first ratio is 1, parts away from the device come and go."
+    "LoRA on a bfloat16 transformer: adapters are float32, the first ratio is 1, unused parts leave the device."
     halves = dict(dtype='bf16', encoder_dtype='bf16', offload=True, cache=str(tmp_path/'cache'), checkpointing=True)
     cfg = config(folder, lora_rank=4, **halves)
     policy = open_policy(cfg)

@@ -17,9 +17,9 @@ from helpers import count_lines, free_port, small
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | dict(
-    OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', TQDM_DISABLE='1', ACCELERATE_USE_CPU='true',
+    OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', TQDM_DISABLE='1',
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
-    PYTHONPATH=str(ROOT))
+    PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
 FLAGS = ('--T 4 --group-size 3 --prompts-per-iteration 2 --precision no --granularities 1 --rewards mine:left '
          '--save-every 1 --out run').split()
 TASK = 'SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1'      # what srun says to a process
@@ -37,7 +37,8 @@ def with_commands(folder, **texts):
     for name, text in texts.items():
         (tools/name).write_text(f'#!/usr/bin/env bash\n{text}\n')
         (tools/name).chmod(0o755)
-    return ENV | dict(PATH=os.pathsep.join([str(tools), ENV['PATH']]), MASTER_PORT=str(free_port()))
+    path = os.pathsep.join([str(tools), ENV['PATH']])
+    return ENV | dict(PATH=path, MASTER_PORT=str(free_port()), ACCELERATE_USE_CPU='true')
 
 def run(command, here, env, seconds=280):
     "A command that ends."
@@ -70,7 +71,7 @@ wait $child'''
 SCONTROL = 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi'
 
 def test_the_batch_script_queues_again_what_is_not_finished(here, mini):
-    "With stand-ins for Slurm's own commands: the first job hears SIGTERM after its first iteration, the second finishes."
+    "With stand-ins for Slurm's commands: the first job hears SIGTERM after its first iteration, the second finishes."
     env = with_commands(here, srun=SRUN, scontrol=SCONTROL) | dict(SLURM_JOB_NODELIST='localhost', SLURM_JOB_ID='7')
     job = ['bash', ROOT/'scripts'/'train.sbatch', '--model', mini, *FLAGS, '--iterations', 20]
     first = run(job, here, env)
@@ -91,10 +92,11 @@ def test_a_bad_job_is_not_queued_again(here):
 
 def slurm_array(here):
     "An array of two tasks that run one after another when they are submitted; the first is pre-empted once."
-    place, script = shlex.quote(str(here)), ROOT/'scripts'/'study.sbatch'
+    place, script = (shlex.quote(str(path)) for path in (here, ROOT/'scripts'/'study.sbatch'))
+    names = 'SLURM_JOB_NODELIST=localhost SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i'
     sbatch = f'''echo "$@" >> {place}/submitted
 shift 4
-task() {{ SLURM_JOB_NODELIST=localhost SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i bash {shlex.quote(str(script))} "$@"; }}
+task() {{ {names} bash {script} "$@"; }}
 tasks() {{
     for i in 0 1; do
         until task "$@" && [ ! -e {place}/again ]; do rm {place}/again || exit 1; done

@@ -1,4 +1,4 @@
-"Run by test_processes: trains rows in one, two and four processes, and goes on with their runs in other numbers of them."
+"Run by test_processes: trains rows in one, two and four processes, and goes on with runs in other numbers of them."
 import os
 import shutil
 import sys
