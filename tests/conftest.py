@@ -21,14 +21,12 @@ def vectors() -> dict:
 @pytest.fixture(scope='session')
 def mini(tmp_path_factory) -> Path:
     "The embedded pipeline with a random transformer of two thin blocks: a fifth of the time, the same code."
-    import torch
-    from diffusers import FluxPipeline, FluxTransformer2DModel
+    from diffusers import FluxPipeline
     from g2rpo.models.loading import TINY
+    from helpers import thin_transformer
     folder = tmp_path_factory.mktemp('mini')/'pipeline'
     pipe = FluxPipeline.from_pretrained(TINY)
-    torch.manual_seed(0)
-    thin = dict(num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=32)
-    pipe.transformer = FluxTransformer2DModel.from_config(dict(pipe.transformer.config) | thin)
+    pipe.transformer = thin_transformer(pipe)
     pipe.save_pretrained(folder)
     return folder
 

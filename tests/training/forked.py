@@ -1,0 +1,75 @@
+"Run by test_processes: trains rows in one, two and four processes, and goes on with runs in other numbers of them."
+import os
+import shutil
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from g2rpo import METHODS, train
+from g2rpo.core.rollout import rollout
+from g2rpo.training.config import open_policy
+from g2rpo.training.distributed import init_processes
+from helpers import PROMPTS, free_port, left_of_right, small
+
+CHAIN = dict(method=METHODS['dance_grpo'], T=6, group_size=4)
+ROWS = dict(
+    g2rpo=dict(batch_size=3, grad_batch_size=1),       # a pass holds one prompt, however many a process has
+    dance=CHAIN | dict(grad_batch_size=3),
+    flow=dict(method=METHODS['flow_grpo'], group_size=4, grad_batch_size=3),
+    split=dict(shard=True, checkpointing=True),
+    split_chain=CHAIN | dict(grad_batch_size=1, shard=True))
+TRAINED = {1: list(ROWS), 2: list(ROWS), 4: ['g2rpo']}                                # processes: rows
+RESUMED = [(2, 1, 'g2rpo'), (2, 1, 'split'), (1, 2, 'g2rpo'), (1, 2, 'split'), (4, 4, 'g2rpo')]   # first, then, row
+PATIENCE = 60       # seconds that processes wait for one another
+
+def config(model, name):
+    "Three iterations of a row, each with its checkpoint."
+    return small(model, iterations=3, prompts_per_iteration=4, save_every=1, ddp_timeout=PATIENCE, **ROWS[name])
+
+def train_rows(folder, model, names):
+    "Keep the rollout of each row of `names` before it is trained, and its run."
+    state = init_processes(PATIENCE, cpu=True)
+    rank, world = state.process_index, state.num_processes
+    for name in names:
+        cfg = config(model, name)
+        policy = open_policy(cfg)
+        roll = rollout(policy, cfg.method, PROMPTS[rank:4:world], cfg.T, cfg.group_size, seed=5, iteration=2,
+                       batch_size=cfg.batch_size, grad_batch_size=cfg.grad_batch_size)
+        torch.save(dict(x=roll.x, y=roll.y, x0=roll.x0), folder/f'{name}-{world}-{rank}.pt')
+        train(cfg, left_of_right, PROMPTS[:4], folder/f'{name}-{world}', policy=policy)
+
+def resume_row(folder, model, name, out):
+    "Do the last iteration of a run again, from the checkpoint of the one before."
+    init_processes(PATIENCE, cpu=True)
+    train(config(model, name), left_of_right, PROMPTS[:4], folder/out, resume='2')
+
+def as_rank(rank, world, port, work, args):
+    "Do `work` as one of `world` processes, as torch.distributed.run says it."
+    if world > 1:
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                           MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    work(*args)
+
+def in_processes(world, work, *args):
+    "`work` in processes that are forked from this one: what it has imported they need not import again."
+    fork, port = get_context('fork'), free_port()
+    processes = [fork.Process(target=as_rank, args=(rank, world, port, work, args)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit(f'{work.__name__}{args} in {world} processes failed')
+
+def main(folder, model):
+    open_policy(config(model, 'g2rpo'))      # for what it imports
+    for world, names in TRAINED.items():
+        in_processes(world, train_rows, folder, model, names)
+    for first, then, name in RESUMED:
+        out = f'{name}-{first}-{then}'
+        shutil.copytree(folder/f'{name}-{first}', folder/out)
+        in_processes(then, resume_row, folder, model, name, out)
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]), sys.argv[2])
