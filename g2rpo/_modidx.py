@@ -1123,7 +1123,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'g2rpo.training.start': { 'g2rpo.training.start.check_same_checkpoint': ( 'training/start.html#check_same_checkpoint',
                                                                                       'g2rpo/training/start.py'),
                                       'g2rpo.training.start.open_run_dir': ('training/start.html#open_run_dir', 'g2rpo/training/start.py'),
-                                      'g2rpo.training.start.place_of': ('training/start.html#place_of', 'g2rpo/training/start.py'),
                                       'g2rpo.training.start.resolve_resume': ( 'training/start.html#resolve_resume',
                                                                                'g2rpo/training/start.py'),
                                       'g2rpo.training.start.setup_run': ('training/start.html#setup_run', 'g2rpo/training/start.py')},
