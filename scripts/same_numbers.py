@@ -78,7 +78,7 @@ def compare(commit: str) -> int:
 
 def ask(tree: Path) -> dict:
     "The fingerprints of the package in `tree`."
-    env = os.environ | dict(PYTHONPATH=str(tree), TQDM_DISABLE='1', OMP_NUM_THREADS='2')
+    env = os.environ | dict(PYTHONPATH=str(tree), TQDM_DISABLE='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE')
     command = [sys.executable, __file__, '--fingerprints']
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     if done.returncode:

@@ -49,7 +49,8 @@ def short_run(
     return replace(row, ema=0., starts=min(row.starts, 2), window=window)
 
 # %% ../../nbs/study/10_setting.ipynb #cell-10
-SHORT_PRESETS = dict(tiny={}, smoke=dict(preset='smoke', T=6, group_size=4, prompts_per_iteration=2))
+SHORT_PRESETS = dict(
+    tiny={}, smoke=dict(preset='smoke', T=6, group_size=4, prompts_per_iteration=2, precision='no'))
 
 @dataclass(frozen=True)
 class ExperimentConfig:

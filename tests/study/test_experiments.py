@@ -31,8 +31,11 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
     return dict(preset='smoke', folder=str(folder/'runs'), results=str(folder/'results'))
 
+AT_ONCE = ('main_table', 'ablation_lambda', 'step_robustness')     # the others with the long tests
+SMALL = [pytest.param(name, marks=[] if name in AT_ONCE else pytest.mark.slow) for name in experiment_names()]
+
 @pytest.mark.xdist_group('smoke')
-@pytest.mark.parametrize('name', experiment_names())
+@pytest.mark.parametrize('name', SMALL)
 def test_experiment_in_small(name, smoke, tmp_path):
     "Real runs: the base is scored again, every row and verdict has its interval, and a second pass writes nothing."
     parameters = smoke | (dict(rows='flow_grpo,g2rpo_no_mgai') if name == 'compare' else {})
