@@ -16,7 +16,7 @@ from helpers import left_of_right, row, thin_transformer
 PROMPTS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green',
            'a sign that says "6" in blue']
 SAMPLED = dict(guidance_scale=2., shift=None)     # guided, on the pipeline's own grid
-FAMILIES = [pytest.param(family, marks=pytest.mark.xdist_group(family)) for family in ('flux', 'sd3', 'flux2')]
+FAMILIES = ('flux', 'sd3', 'flux2')
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def folder(request, tmp_path_factory):

@@ -34,7 +34,6 @@ def smoke(tmp_path_factory):
 AT_ONCE = ('main_table', 'ablation_lambda', 'step_robustness')     # the others with the long tests
 SMALL = [pytest.param(name, marks=[] if name in AT_ONCE else pytest.mark.slow) for name in experiment_names()]
 
-@pytest.mark.xdist_group('smoke')
 @pytest.mark.parametrize('name', SMALL)
 def test_experiment_in_small(name, smoke, tmp_path):
     "Real runs: the base is scored again, every row and verdict has its interval, and a second pass writes nothing."
@@ -51,7 +50,6 @@ def test_experiment_in_small(name, smoke, tmp_path):
     execute(NBS/f'{name}.ipynb', tmp_path, parameters | dict(launcher='none'))
     assert file.stat().st_mtime_ns == before
 
-@pytest.mark.xdist_group('smoke')
 def test_repro_says_whether_the_claims_held(smoke, tmp_path, capsys):
     "The runs are there already; two seeds of seconds prove nothing, so the exit code is 3."
     where = ['-p', 'folder', smoke['folder'], '-p', 'results', smoke['results'], '--out', str(tmp_path/'out')]

@@ -21,7 +21,6 @@ TESTS = Path(__file__).resolve().parents[1]
 ENV = os.environ | dict(
     OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', ACCELERATE_USE_CPU='true', TQDM_DISABLE='1',
     PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get('PYTHONPATH', '')]))
-shares_runs = pytest.mark.xdist_group('processes')      # what uses the runs of `folder`
 
 def launch(*command, **options):
     "A process with a session of its own, so that it can be ended with its workers."
@@ -95,7 +94,6 @@ def assert_same_checkpoint(one, other):
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-@shares_runs
 @pytest.mark.parametrize('world', [2, 4])
 def test_the_same_rollout_to_the_last_bit(folder, world):
     "Passes hold one prompt here; batches of other sizes round differently, by 1e-6."
@@ -110,7 +108,6 @@ def test_the_same_rollout_to_the_last_bit(folder, world):
 
 PAIRS = [('g2rpo', 2), ('g2rpo', 4), ('dance', 2), ('flow', 2), ('split', 2), ('split_chain', 2)]
 
-@shares_runs
 @pytest.mark.parametrize('name, world', PAIRS)
 def test_the_same_training(folder, mini, name, world):
     """Gradients to rounding, rewards and costs over all processes, and weights that went the same way.
@@ -131,7 +128,6 @@ def test_the_same_training(folder, mini, name, world):
     first, second = (trained(folder/f'{name}-{w}') - base for w in (1, world))
     assert (first - second).norm() < .05*first.norm() and first.abs().max() > 1e-4
 
-@shares_runs
 @pytest.mark.parametrize('name', ['g2rpo', 'split'])
 @pytest.mark.parametrize('first, then', [(2, 1), (1, 2)])
 def test_another_number_of_processes_goes_on(folder, name, first, then):
@@ -143,7 +139,6 @@ def test_another_number_of_processes_goes_on(folder, name, first, then):
     assert found[2]['nfe'] == wanted[2]['nfe']
     assert (trained(after) - trained(before)).norm() < 1e-2*trained(after).norm()
 
-@shares_runs
 def test_four_processes_go_on_to_the_last_bit(folder):
     "With more than two, a sum depends on the order of its parts."
     before, after = folder/'g2rpo-4', folder/'g2rpo-4-4'
