@@ -15,11 +15,11 @@ def shown(output: dict) -> str:
     return f'```text\n{text}\n```' if text else ''
 
 def as_markdown(cell: dict) -> str:
-    "One cell: prose as it is, code (unless `echo: false`) with what it printed, hidden cells nothing."
+    "One cell: prose as it is, code (unless `echo: false`) with what it printed, hidden cells and those of the index nothing."
     source = ''.join(cell['source'])
     if cell['cell_type'] == 'markdown':
         return source
-    if source.startswith('#| hide'):
+    if source.startswith('#| hide') or '#| index only' in source:
         return ''
     code = [] if source.startswith('#| echo: false') else [f'```python\n{source}\n```']
     return '\n\n'.join(filter(None, [*code, *map(shown, cell['outputs'])]))
