@@ -15,7 +15,7 @@ def shown(output: dict) -> str:
     return f'```text\n{text}\n```' if text else ''
 
 def as_markdown(cell: dict) -> str:
-    "One cell: prose as it is, code (unless `echo: false`) with what it printed; hidden cells and the index's own nothing."
+    "One cell: prose as it is, code (unless `echo: false`) with what it printed; nothing of hidden cells."
     source = ''.join(cell['source'])
     if cell['cell_type'] == 'markdown':
         return source
