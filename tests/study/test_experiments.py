@@ -31,7 +31,7 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
     return dict(preset='smoke', folder=str(folder/'runs'), results=str(folder/'results'))
 
-AT_ONCE = ('main_table', 'step_robustness')     # the others with the long tests
+AT_ONCE = ('step_robustness',)     # the others with the long tests
 SMALL = [pytest.param(name, marks=[] if name in AT_ONCE else pytest.mark.slow) for name in experiment_names()]
 
 @pytest.mark.parametrize('name', SMALL)
