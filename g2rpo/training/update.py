@@ -130,15 +130,15 @@ def update_metrics(
     norms: list[float | None],  # of the gradient, for each optimiser step
 ) -> dict:                      # name → a number for each trained step, `grad_norm` for each optimiser step
     "What the updates of an iteration looked like."
-    def mean(name):
-        tables = [torch.cat([part[name].float().flatten() for part in parts]) for parts in seen]
-        return [table.mean().item() for table in tables]
+    def mean(name, unused=0.):      # `unused`: of a step on which no member trains
+        tables = [[part[name].float().flatten() for part in parts] for parts in seen]
+        return [torch.cat(table).mean().item() if table else unused for table in tables]
     metrics = dict(
-        loss=[sum(part['loss'] for part in parts) for parts in seen],
-        ratio=mean('ratio'), log_prob_shift=mean('shift'), clipped=mean('clipped'),
-        ratio_spread=[max((part['ratio'] - 1).abs().max().item() for part in parts) for parts in seen],
+        loss=[float(sum(part['loss'] for part in parts)) for parts in seen],
+        ratio=mean('ratio', 1.), log_prob_shift=mean('shift'), clipped=mean('clipped'),
+        ratio_spread=[max(((part['ratio'] - 1).abs().max().item() for part in parts), default=0.) for parts in seen],
         grad_norm=norms)
-    return metrics | (dict(kl=mean('kl')) if seen[0][0]['kl'] is not None else {})
+    return metrics | (dict(kl=mean('kl')) if any(part['kl'] is not None for parts in seen for part in parts) else {})
 
 def _kept_transitions(keep: Tensor, batches: list, states: int, accelerator) -> float:
     "Transitions of an optimiser step that count, a mean over processes; 1 if there are none."

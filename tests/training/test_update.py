@@ -125,3 +125,10 @@ def test_scores_belong_to_their_prompt_and_direction():
     roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [])
     table = score_rollout(LatentsAsImages(), roll, dict(r=reward), 7, Ledger())['r']
     assert torch.equal(table, who[..., 0, 0]*10 + torch.arange(P)[:, None])
+
+def test_a_step_on_which_no_member_trains(mini, policy):
+    "Members of DanceGRPO draw their steps; with few of them a step may have none, and says so by a neutral number."
+    method = row('dance_grpo', updates=1)
+    cfg = small(mini, T=4, group_size=2, prompts_per_iteration=1, iterations=4, method=method)
+    log = train(cfg, left_of_right, PROMPTS, policy=policy).metrics
+    assert len(log) == 4 and any(0. in entry['loss'] for entry in log)
