@@ -16,6 +16,7 @@ from .method import Method, Plan
 from .noise import start_noise, step_noise
 from .sampler import dpm_step, kernel, log_prob, ode_step, predict_x0
 from .velocity import Ledger, Velocity
+from ..phases import phase
 
 # %% ../../nbs/core/13_rollout.ipynb #cell-11
 @dataclass
@@ -111,7 +112,8 @@ def walk_trunk(
     steps = {}
     for i in range(plan.noisy[-1] + 1):
         if i in plan.noisy:
-            steps[i] = take_noisy_step(velocity, method, plan, i, x, noise(i), batches[i])
+            with phase('branches'):
+                steps[i] = take_noisy_step(velocity, method, plan, i, x, noise(i), batches[i])
             v = steps[i].v
         else:
             v = prompt_velocity(velocity, x, plan.grid[i])
@@ -133,7 +135,8 @@ def walk_chain(
     for i in range(plan.noisy[-1] + 1):
         if i in plan.noisy:
             x = x.repeat_interleave(group_size//x.shape[1], 1)          # from here on one state a member
-            steps[i] = take_noisy_step(velocity, method, plan, i, x, noise(i), batches[i])
+            with phase('branches'):
+                steps[i] = take_noisy_step(velocity, method, plan, i, x, noise(i), batches[i])
             x = steps[i].y
         else:
             v = prompt_velocity(velocity, x, plan.grid[i])
@@ -208,12 +211,15 @@ def rollout(
     batches = walk_batches(plan, updates, len(prompts)*states, grad_batch_size)
     x = start_noise(policy.latent_shape, seed, iteration, prompts, starts, policy.device)
     def noise(k): return step_noise(policy.latent_shape, seed, iteration, prompts, k, group_size, policy.device)
-    velocity = Velocity(policy, policy.encode(prompts), grad_batch_size, ledger or Ledger())
-    if chain:
-        steps = walk_chain(velocity, method, plan, x, noise, batches, group_size)
-    else:
-        steps = walk_trunk(velocity, method, plan, x, noise, batches)
-    x0 = complete_latents(replace(velocity, batch_size=batch_size), method, plan, steps)
+    with phase('encode'):
+        velocity = Velocity(policy, policy.encode(prompts), grad_batch_size, ledger or Ledger())
+    with phase('trunk'):
+        if chain:
+            steps = walk_chain(velocity, method, plan, x, noise, batches, group_size)
+        else:
+            steps = walk_trunk(velocity, method, plan, x, noise, batches)
+    with phase('completions'):
+        x0 = complete_latents(replace(velocity, batch_size=batch_size, exact=False), method, plan, steps)
     trained = [steps[k] for k in plan.trained]
     return Rollout(
         prompts, plan, torch.stack([s.x for s in trained]), torch.stack([s.y for s in trained]),

@@ -8,7 +8,7 @@ __all__ = ['Condition', 'Policy']
 # %% ../../nbs/models/01_policy.ipynb #cell-02
 import hashlib
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -61,6 +61,7 @@ class Policy:
         if height % self.cell or width % self.cell:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer  # what computes; `accelerate` may wrap it
+        self.precision = 'no'                # autocast of the transformer: no or bf16
         for name in ('transformer', 'vae', *self.encoders):
             if getattr(pipe, name) is not None:   # a pipeline built only to count sizes has no encoders
                 getattr(pipe, name).requires_grad_(False).eval()
@@ -177,18 +178,25 @@ class Policy:
         key = hashlib.sha256(f'{self.fingerprint()}\n{self.max_tokens}\n{prompt}'.encode()).hexdigest()[:32]
         return self.cache/f'{key}.safetensors'
 
+    def read_encoded(self,
+        prompt: str,                    # one prompt
+    ) -> tuple[Tensor, Tensor] | None:  # embeds (L, C) and pooled (D,), float32 on the CPU; None: not there
+        "The encoding of one prompt in the cache."
+        from safetensors.torch import load_file
+        file = self.cache_file(prompt)
+        if not file or not file.exists():
+            return None
+        found = load_file(file)
+        return found['embeds'], found['pooled']
+
     def encode_one(self,
         prompt: str,             # one prompt
     ) -> tuple[Tensor, Tensor]:  # embeds (L, C) and pooled (D,), float32 on the CPU
-        "Encode one prompt, or read it from the cache."
-        from safetensors.torch import load_file, save_file
-        file = self.cache_file(prompt)
-        if file and file.exists():
-            found = load_file(file)
-            return found['embeds'], found['pooled']
+        "Encode one prompt, alone, so that its encoding depends on no other, and keep it in the cache."
+        from safetensors.torch import save_file
         self.warn_if_cut(prompt)
-        with self.on_device(*self.encoders):   # which may be stored in half precision
-            embeds, pooled = (t[0].float().cpu().contiguous() for t in self.run_encoders(prompt))
+        embeds, pooled = (t[0].float().cpu().contiguous() for t in self.run_encoders(prompt))   # half precision or not
+        file = self.cache_file(prompt)
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix('.part')
@@ -213,9 +221,12 @@ class Policy:
         prompts: list[str],  # P prompts, repeats allowed
     ) -> Condition:          # P rows, float32, on the transformer's device
         "Encode `prompts`; each distinct one is computed once while it is in use."
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._encoded:
-                self._encoded[prompt] = self.encode_one(prompt)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        read = {prompt: self.read_encoded(prompt) for prompt in new}
+        missing = [prompt for prompt, found in read.items() if found is None]
+        with self.on_device(*self.encoders) if missing else nullcontext():     # moved once for all of them
+            read |= {prompt: self.encode_one(prompt) for prompt in missing}
+        self._encoded |= read
         embeds, pooled = zip(*(self._encoded[p] for p in prompts))
         for old in list(self._encoded)[:-512]:
             del self._encoded[old]
@@ -223,16 +234,24 @@ class Policy:
 
     # velocities and images
 
+    def autocast(self) -> torch.autocast:
+        "The precision in which the transformer computes, wherever it is called: weights stored in bf16 compute in it."
+        half = self.precision == 'bf16' or next(self.pipe.transformer.parameters()).dtype == torch.bfloat16
+        # the cache would be a second copy of all weights, each used once a pass
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
     def velocity(self,
         x: Tensor,        # latents (B, *latent_shape) float32
         sigma: Tensor,    # times (B,), which may differ
         cond: Condition,  # B rows
     ) -> Tensor:          # (B, *latent_shape) float32
-        "v(x, σ), guided by `guidance_scale`."
+        "v(x, σ), guided by `guidance_scale`, in the policy's precision."
         if self.guidance_scale == 1:
-            return self.predict(x, sigma, cond)
+            with self.autocast():
+                return self.predict(x, sigma, cond)
         empty = self.encode(['']).take(torch.zeros(len(x), dtype=torch.long))
-        with_text, without = self.predict(torch.cat([x, x]), sigma.repeat(2), cond.concat(empty)).chunk(2)
+        with self.autocast():
+            with_text, without = self.predict(torch.cat([x, x]), sigma.repeat(2), cond.concat(empty)).chunk(2)
         return without + self.guidance_scale*(with_text - without)
 
     @torch.no_grad()

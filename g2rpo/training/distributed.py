@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['init_processes', 'combine_values', 'reduce_metrics', 'broadcast', 'any_rank', 'raise_on_all_ranks',
-           'accelerator_handlers', 'check_processes', 'make_accelerator', 'fsdp_shard', 'full_tensor', 'local_tensor',
-           'copy_into']
+           'accelerator_handlers', 'check_processes', 'make_accelerator', 'shard_mesh', 'fsdp_shard', 'reshard',
+           'sync_gradients', 'full_tensor', 'local_tensor', 'gradient_norms', 'clip_gradients', 'copy_into']
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-02
+import os
 import torch
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError, RunStopped
+from ..phases import phase
 from .config import Config
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-05
@@ -47,7 +50,8 @@ def reduce_metrics(
     from accelerate.utils import gather_object
     if accelerator.num_processes == 1:
         return row
-    rows = gather_object([row])
+    with phase('wait'):
+        rows = gather_object([row])
     return {key: combine_values(key, [each[key] for each in rows]) for key in row}
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-09
@@ -86,7 +90,9 @@ def raise_on_all_ranks(
             raise
         problem = (isinstance(error, InputError), f'{error} (process {accelerator.process_index})')
     if accelerator.num_processes > 1:
-        for is_input, message in filter(None, gather_object([problem])):
+        with phase('wait'):
+            problems = gather_object([problem])
+        for is_input, message in filter(None, problems):
             raise (InputError if is_input else RunStopped)(message)
     return result
 
@@ -95,10 +101,8 @@ def accelerator_handlers(
     cfg: Config,  # its ddp_timeout
 ) -> list:        # accelerate's settings objects
     "What the processes of a run need beyond accelerate's defaults."
-    from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     return [
-        # the cache would be a second copy of all weights, each used once a pass
-        AutocastKwargs(cache_enabled=False),
         # otherwise gradients are added in another order after the first pass, and a resumed run would differ
         DistributedDataParallelKwargs(find_unused_parameters=True),
         InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.ddp_timeout))]
@@ -119,7 +123,7 @@ def check_processes(
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-17
 def make_accelerator(
-    cfg: Config,                # precision, tracker and ddp_timeout
+    cfg: Config,                # tracker and ddp_timeout
     policy,                     # the policy to train, for its device
     out: Path | None = None,    # folder of the run, where a tracker writes
 ):                              # accelerate's Accelerator
@@ -132,9 +136,9 @@ def make_accelerator(
     # rms_norm says this under autocast on a CPU
     warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
-    AcceleratorState._reset_state()  # a notebook may train again at another precision; processes stay as they are
+    AcceleratorState._reset_state()  # a notebook may train again; processes stay as they are
     accelerator = Accelerator(
-        mixed_precision=cfg.precision,
+        mixed_precision='no',            # the policy's own `velocity` says in what it computes
         cpu=policy.device.type == 'cpu',
         log_with=cfg.tracker,
         project_dir=out,
@@ -143,20 +147,58 @@ def make_accelerator(
     return accelerator
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-21
+def shard_mesh(
+    device: torch.device,  # of this process
+    hybrid: bool,          # split within a node, a copy on each node
+):                         # torch's DeviceMesh: (processes,), or (nodes, processes of a node)
+    "Over which processes weights are split."
+    from torch.distributed.device_mesh import init_device_mesh
+    world = torch.distributed.get_world_size()
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', world)) if hybrid else world
+    if local == world:
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (world//local, local), mesh_dim_names=('nodes', 'processes'))
+
 def fsdp_shard(
     model,                 # a transformer whose blocks are in lists of modules
     device: torch.device,  # of this process
+    cfg: Config,           # how weights are split and gathered
 ):                         # the model, its weights split
-    "Split the weights of `model` over all processes, block by block (torch's FSDP2, `fully_shard`)."
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    "Split the weights of `model` over processes, block by block (torch's FSDP2, `fully_shard`)."
+    from torch.distributed.fsdp import fully_shard, MixedPrecisionPolicy
+    half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)   # gradients reduced in fp32
+    settings = dict(mesh=shard_mesh(device, cfg.hybrid))
+    settings |= dict(mp_policy=half) if cfg.gather_dtype == 'bf16' else {}
+    settings |= dict(reshard_after_forward=False) if cfg.gather_once else {}
     for stack in model.children():
         for block in stack if isinstance(stack, torch.nn.ModuleList) else ():
-            fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+            fully_shard(block, **settings)
+    return fully_shard(model, **settings)
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-22
+def reshard(
+    model,  # split or not
+) -> None:
+    "Drop gathered weights, before their parts change or are read."
+    from torch.distributed.fsdp import FSDPModule
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+def sync_gradients(
+    model,              # the transformer, as accelerate prepared it
+    accelerator,        # of this process
+    last: bool,         # whether this is the last pass of an optimiser step
+    gather_once: bool,  # keep split weights gathered, and gradients on their process, until that pass
+) -> AbstractContextManager:   # for a `with` block around the pass
+    "Reduce gradients over processes in the last pass of an optimiser step only."
+    from torch.distributed.fsdp import FSDPModule
+    if gather_once and isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last)
+    return nullcontext() if last else accelerator.no_sync(model)
+
+# %% ../../nbs/training/04_distributed.ipynb #cell-23
 def full_tensor(
     t: Tensor,  # possibly split over processes
 ) -> Tensor:    # whole
@@ -168,6 +210,31 @@ def local_tensor(
 ) -> Tensor:    # this process's part
     "The part of a tensor that this process holds."
     return t.to_local() if hasattr(t, 'to_local') else t
+
+def gradient_norms(
+    params: list[Tensor],  # with gradients, split or not
+) -> Tensor:               # (number of params,) the same on every process
+    "The norm of each whole gradient; parts are added up over processes in one reduction."
+    norms = torch.stack(torch._foreach_norm([local_tensor(p.grad) for p in params])).float()
+    if hasattr(params[0], 'full_tensor'):
+        mesh = params[0].device_mesh
+        squares = norms.square()
+        torch.distributed.all_reduce(squares, group=mesh.get_group(mesh.ndim - 1))   # over those who hold the parts
+        norms = squares.sqrt()
+    return norms
+
+def clip_gradients(
+    accelerator,           # of this process
+    params: list[Tensor],  # with gradients, split or not; their gradients are scaled
+    max_norm: float,       # that the whole gradient may have
+    norms: Tensor,         # of each gradient, as `gradient_norms` gives them
+) -> Tensor:               # norm of the whole gradient before, a number
+    "Scale gradients down to a norm of `max_norm`, where it is larger."
+    if not hasattr(params[0], 'full_tensor'):
+        return accelerator.clip_grad_norm_(params, max_norm)
+    total = norms.norm()
+    torch._foreach_mul_([local_tensor(p.grad) for p in params], (max_norm/(total + 1e-6)).clamp(max=1.))
+    return total
 
 def copy_into(
     target: Tensor,  # possibly split over processes; changed

@@ -13,13 +13,15 @@ import shutil
 import subprocess
 import torch
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from torch import Tensor
 from ..core.noise import keyed_noise
 from ..core.sampler import ode_step
 from ..core.velocity import Ledger, Velocity
-from ..errors import InputError
+from ..errors import InputError, one_of
+from ..models.loading import PRECISIONS
 from ..rewards.protocol import call_reward
 
 # %% ../../nbs/training/06_evaluate.ipynb #cell-05
@@ -33,10 +35,15 @@ class EvalConfig:
     width: int = 48                                    # image width (pixels)
     scorers: tuple[str, ...] = ('ppocr6', 'ddddocr')   # names of the scorers
     checkpoints: tuple[str, ...] = ()                  # hashes of their weights, or what a server is asked, if any
+    precision: str = 'no'                              # autocast, no or bf16; weights stored in bf16 compute in it
+
+    def __post_init__(self):
+        one_of('precision', self.precision, PRECISIONS)
 
     def id(self) -> str:
         "Twelve hexadecimal digits that change with any field."
-        fields = {name: value for name, value in asdict(self).items() if name != 'checkpoints' or value}
+        later = dict(checkpoints=(), precision='no')   # fields that count only where they say something
+        fields = {name: value for name, value in asdict(self).items() if value != later.get(name, Ellipsis)}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/06_evaluate.ipynb #cell-09
@@ -54,7 +61,8 @@ def generate_batches(
         batch = prompts[first:first + batch_size]
         noise = [keyed_noise(policy.latent_shape, 'evaluate', seed, prompt) for prompt in batch]
         x = torch.stack(noise).to(policy.device)
-        velocity, rows = Velocity(policy, policy.encode(batch), batch_size, ledger), torch.arange(len(batch))
+        velocity = Velocity(policy, policy.encode(batch), batch_size, ledger, exact=False)
+        rows = torch.arange(len(batch))
         for sigma, sigma_next in zip(grid[:-1], grid[1:]):
             x = ode_step(x, velocity(x, sigma, rows), sigma, sigma_next)
         yield policy.decode(x), batch
@@ -93,6 +101,8 @@ def evaluate(
 ) -> dict[str, Tensor]:     # scorer → scores (P, S)
     "Score `policy` under `protocol`."
     check_setup(policy, protocol, scorers)
+    policy = copy(policy)                    # with the same weights
+    policy.precision = protocol.precision
     scores = {name: [] for name in scorers}
     for seed in protocol.seeds:
         for images, prompts in generate_batches(policy, list(protocol.prompts), seed, protocol.T, batch_size):

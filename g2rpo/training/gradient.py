@@ -83,7 +83,7 @@ def reference_kl(
 ) -> Tensor:            # (R,), the same for all members of a state
     "KL between the noisy step of the policy and that of the policy before training."
     method, plan, k = state.cfg.method, batch.plan, batch.k
-    with torch.no_grad(), state.accelerator.autocast():
+    with torch.no_grad():
         v = state.reference(batch.x, plan.grid[k].expand(len(batch.x)), batch.cond)
     dt = float(plan.grid[k] - plan.grid[plan.after[k]])
     return step_kl(mean, step_kernel(method, plan, k, batch.x, v)[0], std, dt, method.kl)

@@ -15,12 +15,13 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from ..core.velocity import Ledger
 from ..errors import RunStopped
-from ..files import read_json
+from ..files import append_jsonl, read_json
 from . import checkpoint
 from .config import Config
 from .distributed import any_rank, reduce_metrics
 from .gradient import TrainState
-from .metrics import log_metrics, panel_metrics, total_cost
+from ..phases import phase, PhaseTimer, timing
+from .metrics import iteration_speed, log_metrics, panel_metrics, total_cost
 from .panel import Panel
 from .prompts import draw_prompts
 from .run_dir import MetricsLog, provenance
@@ -45,6 +46,7 @@ class Run:
     random: dict | None = None    # random states before the iteration in progress, which may be dropped
     lock: int | None = None       # handle of the folder
     progress: object = None       # tqdm's bar, while the run is running
+    timer: PhaseTimer | None = None   # of its phases, while the run is running
 
     @property
     def cfg(self) -> Config:
@@ -86,12 +88,18 @@ class Run:
         row = reduce_metrics(row, self.accelerator) | total_cost(ledger, self.accelerator)
         self.ledger, self.random = ledger, None
         self.count_skipped(row)
-        row |= panel_metrics(self.panel, self.policy, self.state, self.done)
+        with phase('panel'):
+            row |= panel_metrics(self.panel, self.policy, self.state, self.done)
+        images = row['decodes'] - (self.metrics.rows[-1]['decodes'] if self.metrics.rows else 0)
         self.metrics.add(row | dict(seconds=time.time() - self.began))
+        speed = iteration_speed(self.done - 1, self.timer.take(), images, self.accelerator.device)
+        if self.out and self.accelerator.is_main_process:
+            append_jsonl(self.out/'speed.jsonl', speed)
         if self.cfg.tracker:
-            log_metrics(self.metrics.rows[-1], self.accelerator)
+            log_metrics(self.metrics.rows[-1] | speed, self.accelerator)
         if self.out and self.cfg.save_every and self.done - self.saved >= self.cfg.save_every:
-            self.save()
+            with phase('save'):
+                self.save()
         self.progress.set_postfix({name: f'{row[f"reward/{name}"]:.3f}' for name in self.rewards})
         self.progress.update()
         return self.metrics.rows[-1]
@@ -230,7 +238,7 @@ def running(
     quiet = {} if run.accelerator.is_main_process else dict(disable=True)      # otherwise TQDM_DISABLE decides
     run.progress = tqdm(initial=run.done, total=run.cfg.iterations, desc=run.cfg.method.name, **quiet)
     problem = None
-    with SignalHandler() as stop:
+    with SignalHandler() as stop, timing(run.accelerator.device) as run.timer:
         try:
             yield stop
         except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from ..models.weights import make_trainable, reference_velocity, save_weights
 from ..rewards.load import load_rewards
 from ..rewards.protocol import call_reward
 from .config import Config, open_policy
-from .distributed import any_rank, fsdp_shard, init_processes, local_tensor
+from .distributed import any_rank, fsdp_shard, init_processes, local_tensor, reshard
 from .gradient import TrainState
 from .prompts import draw_prompts, load_prompts
 
@@ -120,7 +120,10 @@ def prepare_training(
 ) -> TrainState:   # parameters, optimiser, and what the method asks for
     "Make a policy trainable and put an optimiser on it."
     model, sharded = policy.pipe.transformer, cfg.shard and not cfg.lora_rank and accelerator.num_processes > 1
-    def split(m): return fsdp_shard(m, accelerator.device) if sharded else m
+    policy.precision = cfg.precision
+    if cfg.attention is None:
+        torch.backends.cuda.enable_cudnn_sdp(False)   # its plan may depend on whether there is a gradient
+    def split(m): return fsdp_shard(m, accelerator.device, cfg) if sharded else m
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
@@ -145,8 +148,8 @@ def release_policy(
 ) -> None:
     "Take the policy back from accelerate and write its weights (averaged ones where there are any) if they are finite."
     accelerator = state.accelerator
-    policy.transformer = accelerator.unwrap_model(policy.transformer, keep_fp32_wrapper=False)
-    vars(policy.transformer).pop('forward', None)    # accelerate's wrapper; the class's own forward shows again
+    policy.transformer = accelerator.unwrap_model(policy.transformer)
+    reshard(policy.transformer)
     if state.ema and state.steps >= 8:               # before its first update the average is the base
         state.ema.copy_to(state.params)
     if not out or any_rank(accelerator, not all(local_tensor(p).isfinite().all() for p in state.params)):

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from . import checkpoint
 from .config import Config
-from .distributed import broadcast, local_tensor, make_accelerator, raise_on_all_ranks
+from .distributed import broadcast, local_tensor, make_accelerator, raise_on_all_ranks, reshard
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
@@ -72,6 +72,8 @@ def open_run_dir(
     config = config_to_dict(run.cfg, run.rewards, fingerprint(run.prompts)) | dict(processes=accelerator.num_processes)
     if writes:
         write_json(out/'config.json', config, indent=1)
+        if not place:
+            (out/'speed.jsonl').unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     if panel:
         run.state.start = [local_tensor(p).detach().cpu().clone() for p in run.state.params]
@@ -81,6 +83,7 @@ def open_run_dir(
         panel.first = kept['first']
         if writes:
             write_json(file, kept)
+    reshard(run.policy.transformer)
     if place:
         run.load_checkpoint(place)
     if run.cfg.tracker:

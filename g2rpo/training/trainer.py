@@ -34,7 +34,7 @@ def rollout_and_score(
     def work():
         roll = rollout(run.policy, cfg.method, prompts, cfg.T, cfg.group_size, cfg.seed, run.done,
                        cfg.batch_size, cfg.grad_batch_size, ledger)
-        scores = score_rollout(run.policy, roll, run.rewards, cfg.batch_size, ledger)
+        scores = score_rollout(run.policy, roll, run.rewards, cfg.batch_size, ledger, cfg.scorer_precision)
         scores = {name: r.to(accelerator.device) for name, r in scores.items()}
         broken, problems = broken_groups(scores, roll, cfg.seed, run.done)
         return roll, fill_broken(scores, roll, broken), broken, problems

@@ -9,8 +9,11 @@ from g2rpo import METHODS, presets, train
 from g2rpo.models.loading import load_policy
 from g2rpo.models.random_pipelines import random_pipeline
 from g2rpo.models.weights import load_weights
+from g2rpo.study.job import RunSpec
+from g2rpo.study.run_job import run_job
+from g2rpo.training.calibrate import Calibration, calibrate
 from g2rpo.training.config import open_policy
-from g2rpo.training.evaluate import generate
+from g2rpo.training.evaluate import EvalConfig, evaluate, generate
 from helpers import left_of_right, row, thin_transformer
 
 PROMPTS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green',
@@ -44,6 +47,38 @@ def stock_with(folder, weights, rank):
         stock.transformer = type(stock.transformer).from_pretrained(weights)
     return stock
 
+STORED = [(4, 'fp32'), (0, 'bf16'), (0, 'fp32')]
+STORED = [(4, 'bf16'), *(pytest.param(*each, marks=pytest.mark.slow) for each in STORED)]
+
+@pytest.fixture(scope='module')
+def half_folder(folder):
+    "The pipeline of `folder` with its weights stored in bfloat16."
+    path = folder.with_name('half')
+    DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).save_pretrained(path)
+    return path
+
+@pytest.mark.parametrize('rank, dtype', STORED)
+def test_every_use_in_every_precision(folder, half_folder, tmp_path, rank, dtype):
+    "Trained under autocast, calibrated, evaluated and judged in it, saved, and opened by stock diffusers."
+    half = dtype == 'bf16'
+    place = half_folder if half else folder
+    kept = dict(dtype=dtype, encoder_dtype=dtype) if rank else dict(encoder_dtype=dtype)   # what is trained is float32
+    cfg = config(place, lora_rank=rank, precision='bf16', iterations=1, **kept)
+    result = train(cfg, left_of_right, PROMPTS, tmp_path/'run')
+    assert result.metrics[0]['ratio_spread'][0] == 0. and result.policy.precision == 'bf16'
+    protocol = EvalConfig(tuple(PROMPTS[:2]), (0,), 2, scorers=('left',), precision='bf16')
+    scores = evaluate(result.policy, protocol, dict(left=left_of_right))['left']
+    loaded = load_weights(open_policy(cfg), tmp_path/'run'/'weights')
+    torch.testing.assert_close(evaluate(loaded, protocol, dict(left=left_of_right))['left'], scores, rtol=0, atol=1e-3)
+    calibration = Calibration(T=3, trajectories=2, rounds=2)
+    assert len(calibrate(loaded, left_of_right, PROMPTS, calibration)['values']) == 3
+    stock = type(loaded)(stock_with(place, tmp_path/'run'/'weights', rank), 24, 48, max_tokens=48, **SAMPLED)
+    stock.precision = 'bf16'
+    torch.testing.assert_close(images(stock), images(result.policy), rtol=0, atol=.05)      # encoders in fp32 there
+    judged = run_job(RunSpec('row', replace(cfg, rewards=('saturation',)), EvalConfig(
+        tuple(PROMPTS[:2]), (0,), 2, scorers=('saturation',), precision='bf16'), 0, 1), tmp_path/'study')
+    assert len(judged['places']['iterations']['scores']['saturation']) == 2
+
 LATER = [pytest.param(name, 4, marks=pytest.mark.slow) for name in ('dense_grpo', 'mix_grpo')]
 
 @pytest.mark.parametrize('name, rank', [('g2rpo', 0), ('g2rpo', 4), ('dense_grpo', 0), ('mix_grpo', 0), *LATER])
@@ -56,9 +91,10 @@ def test_whole_way(folder, tmp_path, name, rank):
     assert len(train(cfg, left_of_right, PROMPTS, tmp_path/'run', policy=policy).metrics) == 2
     tuned = images(policy)
     assert (base - tuned).abs().max() > 1e-3
-    ours = load_weights(load_policy(str(folder), 24, 48, 48, **SAMPLED), weights)
+    ours = load_weights(load_policy(str(folder), 24, 48, 48, precision=cfg.precision, **SAMPLED), weights)
     torch.testing.assert_close(images(ours), tuned, rtol=0, atol=1e-4)
     theirs = type(policy)(stock_with(folder, weights, rank), 24, 48, max_tokens=48, **SAMPLED)
+    theirs.precision = cfg.precision
     torch.testing.assert_close(images(theirs), tuned, rtol=0, atol=1e-4)
     assert json.loads((tmp_path/'run'/'config.json').read_text())['model'] == str(folder)
 

@@ -1,4 +1,5 @@
 "Run by test_processes: trains rows in one, two and four processes, and goes on with runs in other numbers of them."
+import json
 import os
 import shutil
 import sys
@@ -18,10 +19,32 @@ ROWS = dict(
     dance=CHAIN | dict(grad_batch_size=3),
     flow=dict(method=METHODS['flow_grpo'], group_size=4, grad_batch_size=3),
     split=dict(shard=True, checkpointing=True),
-    split_chain=CHAIN | dict(grad_batch_size=1, shard=True))
-TRAINED = {1: list(ROWS), 2: list(ROWS), 4: ['g2rpo']}                                # processes: rows
+    split_chain=CHAIN | dict(grad_batch_size=1, shard=True),
+    once=dict(shard=True, checkpointing=True, gather_once=True),
+    once_chain=CHAIN | dict(grad_batch_size=1, shard=True, gather_once=True),
+    hybrid=dict(shard=True, checkpointing=True, gather_once=True, hybrid=True))
+SPLIT_AGAIN = ['once', 'once_chain', 'hybrid']                                        # compared with the other two
+TRAINED = {1: [n for n in ROWS if n not in SPLIT_AGAIN], 2: list(ROWS)[:-1], 4: ['g2rpo', 'once', 'hybrid']}
+NODE = {4: 2}       # processes: of them on a node, where there are several
 RESUMED = [(2, 1, 'g2rpo'), (2, 1, 'split'), (1, 2, 'g2rpo'), (1, 2, 'split'), (4, 4, 'g2rpo')]   # first, then, row
 PATIENCE = 60       # seconds that processes wait for one another
+
+class CountedCollectives:
+    "How often this process has taken part in gathering weights and in reducing gradients."
+    names = dict(gather=('all_gather_single', 'all_gather_into_tensor'),          # of newer and of older torch
+                 reduce=('reduce_scatter_single', 'reduce_scatter_tensor'))
+
+    def __init__(self):
+        self.counts = dict.fromkeys(self.names, 0)
+        for what, names in self.names.items():
+            name = next(name for name in names if hasattr(torch.distributed, name))
+            setattr(torch.distributed, name, self.counted(what, getattr(torch.distributed, name)))
+
+    def counted(self, name, collective):
+        def call(*args, **options):
+            self.counts[name] += 1
+            return collective(*args, **options)
+        return call
 
 def config(model, name):
     "Three iterations of a row, each with its checkpoint."
@@ -31,13 +54,17 @@ def train_rows(folder, model, names):
     "Keep the rollout of each row of `names` before it is trained, and its run."
     state = init_processes(PATIENCE, cpu=True)
     rank, world = state.process_index, state.num_processes
+    collectives, counts = CountedCollectives(), {}
     for name in names:
         cfg = config(model, name)
         policy = open_policy(cfg)
         roll = rollout(policy, cfg.method, PROMPTS[rank:4:world], cfg.T, cfg.group_size, seed=5, iteration=2,
                        batch_size=cfg.batch_size, grad_batch_size=cfg.grad_batch_size)
         torch.save(dict(x=roll.x, y=roll.y, x0=roll.x0), folder/f'{name}-{world}-{rank}.pt')
-        train(cfg, left_of_right, PROMPTS[:4], folder/f'{name}-{world}', policy=policy)
+        seen = counts[name] = [dict(collectives.counts)]
+        train(cfg, left_of_right, PROMPTS[:4], folder/f'{name}-{world}', policy=policy,
+              on_iteration=lambda row: seen.append(dict(collectives.counts)))
+    (folder/f'counts-{world}-{rank}.json').write_text(json.dumps(counts))
 
 def resume_row(folder, model, name, out):
     "Do the last iteration of a run again, from the checkpoint of the one before."
@@ -47,7 +74,7 @@ def resume_row(folder, model, name, out):
 def as_rank(rank, world, port, work, args):
     "Do `work` as one of `world` processes, as torch.distributed.run says it."
     if world > 1:
-        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(NODE.get(world, world)),
                            MASTER_ADDR='localhost', MASTER_PORT=str(port))
     work(*args)
 

@@ -106,7 +106,30 @@ def test_the_same_rollout_to_the_last_bit(folder, world):
         for granularity in one['x0']:
             assert torch.equal(part['x0'][granularity], one['x0'][granularity][:, rank::world])
 
-PAIRS = [('g2rpo', 2), ('g2rpo', 4), ('dance', 2), ('flow', 2), ('split', 2), ('split_chain', 2)]
+def collectives(folder, name, world):
+    "Gathers of weights and reductions of gradients in the last two iterations of a run, on its first process."
+    counts = json.loads((folder/f'counts-{world}-0.json').read_text())[name]
+    return [{key: after[key] - before[key] for key in after} for before, after in zip(counts[1:], counts[2:])]
+
+@pytest.mark.parametrize('name, world', [('once', 2), ('once_chain', 2), ('once', 4), ('hybrid', 4)])
+def test_weights_are_gathered_once_an_optimiser_step(folder, name, world):
+    "Two blocks and what is outside of them, gathered and reduced in each optimiser step, in no pass more."
+    steps = [len(row['grad_norm']) for row in metrics(folder/f'{name}-{world}')[1:]]
+    assert set(steps) == {3 if 'chain' in name else 2}
+    wanted = [dict(gather=3*n, reduce=3*n) for n in steps]
+    assert collectives(folder, name, world) == wanted
+    if f'{name}-{world}' == 'once-2':
+        assert collectives(folder, 'split', 2)[0]['gather'] > 3*wanted[0]['gather']
+
+def test_weights_gathered_once_are_the_same_to_the_last_bit(folder):
+    "Kept or gathered anew in each pass; gradients that are added before they are reduced differ by rounding."
+    assert_same_checkpoint(folder/'split-2', folder/'once-2')
+    same, chain = (trained(folder/f'{name}-2') for name in ('split_chain', 'once_chain'))
+    assert (same - chain).norm() < 1e-2*same.norm()
+
+PAIRS = [('g2rpo', 2), ('g2rpo', 4), ('dance', 2), ('flow', 2), ('split', 2), ('split_chain', 2), ('once', 4),
+         ('hybrid', 4)]
+ALONE = dict(once='split', hybrid='split')     # rows that differ only where there are several processes
 
 @pytest.mark.parametrize('name, world', PAIRS)
 def test_the_same_training(folder, mini, name, world):
@@ -115,7 +138,7 @@ def test_the_same_training(folder, mini, name, world):
     AdamW makes full steps of the rounding of tiny gradients, so the weights are not the same to the last digit, and
     from the third iteration on a ratio at the edge of the clip range may fall on either side of it. Rounding of 1e-7
     in rewards is divided by the spread of a group, here .002 to .007."""
-    one, other = (metrics(folder/f'{name}-{w}') for w in (1, world))
+    one, other = metrics(folder/f'{ALONE.get(name, name)}-1'), metrics(folder/f'{name}-{world}')
     assert len(one) == len(other) == 3
     assert one[0]['grad_norm'][0] == pytest.approx(other[0]['grad_norm'][0], rel=5e-5)
     for a, b in zip(one, other):
@@ -125,7 +148,7 @@ def test_the_same_training(folder, mini, name, world):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6)
     weights = load_policy(str(mini), 24, 48, 16).pipe.transformer.state_dict()
     base = torch.cat([weights[key].flatten() for key in sorted(weights)])
-    first, second = (trained(folder/f'{name}-{w}') - base for w in (1, world))
+    first, second = (trained(folder/run) - base for run in (f'{ALONE.get(name, name)}-1', f'{name}-{world}'))
     assert (first - second).norm() < .05*first.norm() and first.abs().max() > 1e-4
 
 @pytest.mark.parametrize('name', ['g2rpo', 'split'])

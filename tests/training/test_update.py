@@ -1,5 +1,6 @@
 "One iteration: the first ratio, what an update changes, and what leaves it alone."
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from g2rpo.core.rollout import Rollout, rollout
 from g2rpo.core.velocity import Ledger
 from g2rpo.errors import InputError, RunStopped
 from g2rpo.models.loading import load_policy
-from g2rpo.training.update import TrainState, score_rollout, update_policy
+from g2rpo.training import update
+from g2rpo.training.config import open_policy
+from g2rpo.training.update import ratio_tolerance, TrainState, score_rollout, update_policy
 from helpers import PROMPTS, left_of_right, row, small
 
 def parameters(policy): return dict(policy.pipe.transformer.named_parameters())
@@ -42,6 +45,57 @@ def test_every_row_trains_from_a_ratio_of_one(mini, policy, name):
         assert all(norm > 0 for norm in got['grad_norm']) and ('kl' in got) == bool(method.kl)
     if method.kl:
         assert log[0]['kl'][0] < log[1]['kl'][0]
+
+NEEDS_COMPILER = pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')),
+                                    reason='torch.compile needs a C++ compiler on a CPU')
+
+@pytest.mark.slow
+@NEEDS_COMPILER
+def test_compiled_completions_leave_the_first_ratio_at_one(mini, policy):
+    "Completions go through compiled blocks and round otherwise; noisy steps and gradients stay eager."
+    from torch._dynamo.utils import counters
+    cfg = small(mini, compiled=True)
+    compiled = open_policy(cfg)
+    args = cfg.method, PROMPTS[:2], cfg.T, cfg.group_size, cfg.seed, 0, cfg.batch_size, cfg.grad_batch_size
+    eager, fast = rollout(policy, *args), rollout(compiled, *args)
+    assert counters['stats']['unique_graphs'] >= 2
+    assert torch.equal(fast.y, eager.y) and torch.equal(fast.old_log_prob, eager.old_log_prob)
+    for lam, x0 in fast.x0.items():
+        torch.testing.assert_close(x0, eager.x0[lam], rtol=0, atol=1e-4)
+    metrics, = train(cfg, left_of_right, PROMPTS, policy=compiled).metrics
+    assert metrics['ratio_spread'][0] == 0. and metrics['ratio'][0] == 1.
+
+def nudge(policy, by, monkeypatch):
+    "Let the policy compute a little otherwise where there is a gradient, as a kernel of its own would."
+    plain = type(policy).predict
+    def predict(self, x, sigma, cond):
+        v = plain(self, x, sigma, cond)
+        return v*(1 + by) if torch.is_grad_enabled() else v
+    monkeypatch.setattr(type(policy), 'predict', predict)
+
+def test_a_ratio_that_is_not_one_stops_the_run(mini, policy, monkeypatch):
+    nudge(policy, 1e-3, monkeypatch)
+    with pytest.raises(RunStopped, match='off by .*, not 1: .* Suspect matrix products or normalisation'):
+        train(small(mini), left_of_right, PROMPTS, policy=policy)
+
+def test_an_accelerator_may_round(mini, policy, monkeypatch):
+    "A tenth of the clip range is allowed where kernels are chosen by whether there is a gradient, with a warning."
+    assert ratio_tolerance(small(mini), torch.device('cpu')) == 0.
+    assert ratio_tolerance(small(mini), torch.device('cuda')) == pytest.approx(1e-5)
+    monkeypatch.setattr(update, 'ratio_tolerance', lambda cfg, device: 1e-5)
+    nudge(policy, 1e-7, monkeypatch)
+    with pytest.warns(UserWarning, match='ratio before the first update is off by'):
+        train(small(mini), left_of_right, PROMPTS, policy=policy)
+
+def test_attention_is_suspected_where_it_is_to_blame(mini, policy, monkeypatch):
+    "Attention that rounds otherwise with a gradient, unless it is the plain one."
+    attend = torch.nn.functional.scaled_dot_product_attention
+    def chosen(*args, **options):
+        fused = torch.backends.cuda.flash_sdp_enabled() and torch.is_grad_enabled()
+        return attend(*args, **options)*(1.001 if fused else 1.)
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', chosen)
+    with pytest.raises(RunStopped, match='Suspect attention; try --attention _native_math'):
+        train(small(mini), left_of_right, PROMPTS, policy=policy)
 
 def test_the_embedded_model_in_bf16():
     "As the demo trains it: all weights, bf16 autocast."
