@@ -104,7 +104,7 @@ def exact(task, objects, entry):
     return exact(task, objects, other) and holds(relation, group, objects[other['class']])
 
 def parts_by_definition(task, objects, entry):
-    "1 − |n − m|/n for the count, then for the colour, then the place; see the chapter for what a failed place is worth."
+    "1 − |n − m|/n for the count, then for the colour; then the place, which is worth 0 and 1 if it does not hold."
     group, n = objects[entry['class']], entry['count']
     parts = [1 - abs(n - len(group))/n]
     if len(group) != n:
@@ -135,7 +135,7 @@ def test_all_rules_are_those_of_their_definitions():
     own, strict, graded = map(np.array, zip(*outcomes))
     for one, two in ((own, strict), (strict, own)):
         assert (one > two).any()            # each is met somewhere alone: more than asked for; excluded
-    assert (own == strict).mean() < .99 and (graded < 0).any() and ((graded > 0) & (strict == 0)).any() and strict.sum() > 50
+    assert (graded < 0).any() and ((graded > 0) & (strict == 0)).any() and strict.sum() > 50
 
 TWO_DOGS_LEFT = dict(tag='position', include=[
     {'class': 'cup', 'count': 1}, {'class': 'dog', 'count': 2, 'position': ['left of', 0]}])

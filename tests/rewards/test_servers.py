@@ -39,7 +39,7 @@ def server_at(address, **changes):
     return Server(address, **dict(variable='G2RPO_TEST', timeout=2., pause=.01) | changes)
 
 class Reply(BaseHTTPRequestHandler):
-    "Notes each request and answers with status, headers and body by the server's function `reply` of the request's body."
+    "Notes each request and answers with status, headers and body by its server's function `reply` of the body."
     def do_POST(self):
         body = self.rfile.read(int(self.headers['Content-Length']))
         self.server.seen.append((self.path, dict(self.headers), body))
@@ -111,7 +111,9 @@ def stopped(ask, kind=RunStopped):
     assert '\n' not in str(caught.value)
     return str(caught.value)
 
-@pytest.mark.parametrize('start', [b'', b'HTTP/1.1 200 OK\r\nX: ', b'HTTP/1.1 200 OK\r\n\r\n', http_answer(b'{', 10_000)])
+OK = b'HTTP/1.1 200 OK\r\n'
+
+@pytest.mark.parametrize('start', [b'', OK + b'X: ', OK + b'\r\n', http_answer(b'{', 10_000)])
 def test_the_time_is_that_of_the_whole_answer(start):
     "Answers that drip in the status line, in a header, in a body without and with a length."
     with raw_server(dripping(start)) as address:
@@ -214,7 +216,7 @@ def said_by_judge(message):
 def judged(message, prompt='a cat'):
     "The score that UnifiedReward reads from a message."
     with http_server(said_by_judge(message)) as (address, seen):
-        return UnifiedReward(server_at(address))(torch.rand(1, 3, 16, 16), [prompt]).item()
+        return UnifiedReward(server_at(address), size=16)(torch.rand(1, 3, 16, 16), [prompt]).item()
 
 def test_scores_are_read_whole_and_from_their_own_line():
     caption = 'a sign that says "Final Score: 5"'
@@ -340,7 +342,8 @@ def doubling():
     (pickle.dumps(dict(scores=[1., 1.])), '2 scores for 1 pictures'), (pickle.dumps(dict(scores=['1'])), 'no finite'),
     (pickle.dumps(dict(scores=[float('nan')])), 'no finite'), (pickle.dumps(dict(scores=[2**9999])), 'no finite'),
     (pickle.dumps(dict(scores=doubling())), '2 scores for 1 pictures'), (pickle.dumps(doubling()), "no list 'scores'"),
-    (b'{"scores": [1.0]}', 'no pickle of plain data'), (b'', 'no pickle'), (pickle.dumps(dict(scores=[1.]))[:-3], 'no pickle')])
+    (b'{"scores": [1.0]}', 'no pickle of plain data'), (b'', 'no pickle of plain data'),
+    (pickle.dumps(dict(scores=[1.]))[:-3], 'no pickle of plain data')])
 def test_a_wrong_answer_is_one_line(answer, word):
     with http_server(lambda body: (200, {}, answer)) as (address, seen):
         reward = FlowGrpoServer(server_at(address, tries=1), 'scores', TASKS)
