@@ -62,6 +62,7 @@ class Policy:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer  # what computes; `accelerate` may wrap it
         self.precision = 'no'                # autocast of the transformer: no or bf16
+        self.placed = None                   # where a transformer without weights will compute
         for name in ('transformer', 'vae', *self.encoders):
             if getattr(pipe, name) is not None:   # a pipeline built only to count sizes has no encoders
                 getattr(pipe, name).requires_grad_(False).eval()
@@ -109,7 +110,7 @@ class Policy:
     @property
     def device(self) -> torch.device:
         "Where the transformer computes."
-        return next(self.pipe.transformer.parameters()).device
+        return self.placed or next(self.pipe.transformer.parameters()).device
 
     @property
     def cell(self) -> int:

@@ -123,11 +123,12 @@ class Config:
 def open_policy(
     cfg: Config,          # which model, and how it computes
     device: str = 'cpu',  # where it computes, such as cuda:0
+    empty: bool = False,  # without the transformer's weights, which the main process sends when they are split
 ):                        # a `Policy`
     "The policy of `cfg`, loaded and set up for computing."
     policy = load_policy(
         cfg.model, cfg.height, cfg.width, cfg.max_tokens, device,
         guidance_scale=cfg.guidance_scale, shift=cfg.shift, revision=cfg.revision,
         dtype=cfg.dtype, encoder_dtype=cfg.encoder_dtype, offload=cfg.offload, cache=cfg.cache,
-        precision=cfg.precision)
+        precision=cfg.precision, empty=empty)
     return set_compute(policy, cfg.checkpointing, cfg.attention, cfg.compiled)

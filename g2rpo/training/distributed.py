@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['init_processes', 'combine_values', 'reduce_metrics', 'broadcast', 'any_rank', 'raise_on_all_ranks',
-           'accelerator_handlers', 'check_processes', 'make_accelerator', 'shard_mesh', 'fsdp_shard', 'reshard',
-           'sync_gradients', 'full_tensor', 'local_tensor', 'gradient_norms', 'clip_gradients', 'copy_into']
+           'accelerator_handlers', 'check_processes', 'make_accelerator', 'shard_mesh', 'fsdp_shard', 'split_from_main',
+           'reshard', 'sync_gradients', 'full_tensor', 'local_tensor', 'gradient_norms', 'clip_gradients', 'copy_into']
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-02
 import os
@@ -175,7 +175,26 @@ def fsdp_shard(
             fully_shard(block, **settings)
     return fully_shard(model, **settings)
 
-# %% ../../nbs/training/04_distributed.ipynb #cell-22
+# %% ../../nbs/training/04_distributed.ipynb #cell-23
+def split_from_main(
+    model,                 # a transformer; only the main process's has to have weights
+    device: torch.device,  # of this process
+    cfg: Config,           # how weights are split and gathered
+):                         # the model, split, with the main process's weights
+    "Split the weights of the main process's model over processes."
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, StateDictOptions
+    main = torch.distributed.get_rank() == 0
+    whole = model.state_dict() if main else {}
+    buffers = {name: b.to(device) for name, b in model.named_buffers() if b.device.type != 'meta'}
+    fsdp_shard(model.to('meta'), device, cfg)
+    model.to_empty(device=device)
+    for name, value in buffers.items():              # what a config decides, every process has itself
+        owner, _, last = name.rpartition('.')
+        setattr(model.get_submodule(owner), last, value)
+    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    return model
+
+# %% ../../nbs/training/04_distributed.ipynb #cell-24
 def reshard(
     model,  # split or not
 ) -> None:
@@ -198,7 +217,7 @@ def sync_gradients(
         model.set_reshard_after_backward(last)
     return nullcontext() if last else accelerator.no_sync(model)
 
-# %% ../../nbs/training/04_distributed.ipynb #cell-23
+# %% ../../nbs/training/04_distributed.ipynb #cell-25
 def full_tensor(
     t: Tensor,  # possibly split over processes
 ) -> Tensor:    # whole

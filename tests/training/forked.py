@@ -74,7 +74,8 @@ def resume_row(folder, model, name, out):
 def as_rank(rank, world, port, work, args):
     "Do `work` as one of `world` processes, as torch.distributed.run says it."
     if world > 1:
-        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(NODE.get(world, world)),
+        node = str(NODE.get(world, world))
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=node,
                            MASTER_ADDR='localhost', MASTER_PORT=str(port))
     work(*args)
 
