@@ -34,7 +34,7 @@ def estimate_cost(
     "Forward equivalents and device-hours of the whole run."
     nfe = nfe_per_iteration(cfg, training_grid(cfg))
     if seconds is None:
-        how = f'{iteration_flops(cfg)/1e15:.3g} PFLOP an iteration at {ASSUMED_TFLOPS} TFLOPS, assumed'
+        how = f'{iteration_flops(cfg)/1e15:,.4g} PFLOP an iteration at {ASSUMED_TFLOPS} TFLOPS, assumed'
         hours = run_flops(cfg, cfg.iterations)/(ASSUMED_TFLOPS*1e12)/3600
     else:
         how, hours = f'{seconds:.3g} s each, measured here', nfe*cfg.iterations*seconds/3600
@@ -52,7 +52,7 @@ def check_iteration(
         largest = max(found.terms, key=found.terms.get)
         wait = found.terms['waiting for the network']
         yield Finding('iteration', f'{processes} H200s with {network} a machine: {found.total:.3g} s, '
-                                   f'{largest} {found.terms[largest]:.3g} s, waiting for the network {wait:.3g} s; '
+                                   f'{largest} {found.terms[largest]:.3g} s, waiting for the network {wait:.1f} s; '
                                    f'bound by {found.bound}')
 
 # %% ../../nbs/plan/12_doctor.ipynb #cell-11

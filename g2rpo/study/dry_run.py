@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_SCORERS', 'run_cost', 'all_protocols', 'device_hours', 'plan_text', 'config_text', 'small_pipeline',
-           'small_method', 'small_config', 'rehearsal_spec', 'study_bytes', 'check_study_disk', 'static_findings',
-           'rehearse']
+           'small_method', 'small_config', 'rehearsal_spec', 'static_findings', 'rehearse']
 
 # %% ../../nbs/study/14_dry_run.ipynb #cell-02
 import torch
@@ -14,24 +13,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from ..core.method import Method
+from ..errors import RunStopped
 from ..models.random_pipelines import random_pipeline
 from ..plan.checks import Finding
 from ..plan.cost import nfe_per_iteration, training_grid
 from ..plan.doctor import check_files
 from ..plan.iteration import ASSUMED_TFLOPS
 from ..plan.judges import prompts_finding
-from ..plan.memory import GIB
 from ..plan.passes import picture_flops, run_flops
-from ..plan.room import check_memory, check_planned_memory, disk_finding
-from ..plan.sizes import model_facts
-from .defaults import LaunchPlan
+from ..plan.room import check_memory, check_planned_memory
+from .defaults import check_study_disk, LaunchPlan
 from .job import RunSpec
 from .launch import Study
 from .records import Records
 from .setting import ExperimentConfig
 from ..training.config import Config
 from ..training.evaluate import EvalConfig
-from ..training.run_dir import flatten_dict, required_bytes
+from ..training.run_dir import flatten_dict
 
 # %% ../../nbs/study/14_dry_run.ipynb #cell-05
 def run_cost(
@@ -141,36 +139,6 @@ def rehearsal_spec(
     return replace(job, cfg=cfg, protocol=protocol, budget=0, iterations=2 if trains else 0, probes=0, others=others)
 
 # %% ../../nbs/study/14_dry_run.ipynb #cell-18
-def study_bytes(
-    jobs: list[RunSpec],  # of the study
-    at_once: int,         # runs at the same time
-) -> dict[str, int]:      # bytes of `weights` of all trainings, and of `checkpoints` of those that run at once
-    "What the trainings of a study leave and need on the disk."
-    ends, configs = {}, {}
-    for job in jobs:
-        home = job.home('')
-        places = {n for n in job.places(training_grid(job.cfg)).values() if n}
-        ends[home], configs[home] = ends.get(home, set()) | places, job.cfg
-    weights, checkpoints = 0, []
-    for home, places in ends.items():
-        if places:
-            need = required_bytes(model_facts(configs[home]).trained, configs[home])
-            weights += need['weights']*(1 + len(places))
-            checkpoints.append(need['total'] - need['weights'])
-    return dict(weights=weights, checkpoints=sum(sorted(checkpoints)[-at_once:]))
-
-def check_study_disk(
-    jobs: list[RunSpec],  # of the study
-    at_once: int,         # runs at the same time
-    folder: Path,         # of the study
-) -> Finding:             # fine if there is room
-    "The disk of a study."
-    need = study_bytes(jobs, at_once)
-    text = (f'{need["weights"]/GIB:.1f} GiB of weights that trainings and their places leave, '
-            f'{need["checkpoints"]/GIB:.1f} GiB of checkpoints while {at_once} runs go on')
-    return disk_finding(sum(need.values()), text, folder)
-
-# %% ../../nbs/study/14_dry_run.ipynb #cell-22
 def _judges(job: RunSpec) -> tuple[str, ...]:
     "All scorers that judge a job."
     return tuple(dict.fromkeys(name for by in all_protocols(job) for name in by.scorers))
@@ -198,11 +166,15 @@ def _batch_finding(job: RunSpec, processes: int) -> Finding:
     text = f'{job.name}: {prompts} prompts of {members} members over {processes} processes'
     return Finding('batch', text + (f', which leaves {left}' if left else ''), not left)
 
-# %% ../../nbs/study/14_dry_run.ipynb #cell-23
+# %% ../../nbs/study/14_dry_run.ipynb #cell-19
 def _run_findings(jobs: list[RunSpec], folder: Path) -> Iterator[Finding]:
-    "Run `jobs` in small, the base model first; what came out of each row."
+    "Run `jobs` in small, the base model first; what came out of each row, or why one of them ended."
     study = Study(folder, 'accelerate', 2)
-    base, *runs = study.results([rehearsal_spec(job, folder) for job in jobs])
+    try:
+        base, *runs = study.results([rehearsal_spec(job, folder) for job in jobs])
+    except RunStopped as error:
+        yield Finding('rehearsal', str(error), False)
+        return
     records = Records(runs, base)
     place = f'T={base["others"][0]["T"]}' if base['others'] else 'iterations'
     scorer = next(iter(base['places']['base']['scores']))
