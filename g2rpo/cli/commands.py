@@ -129,14 +129,14 @@ def doctor_command(args) -> int:  # args: what argparse found
                          f'run it without a launcher and say --processes {os.environ["WORLD_SIZE"]}.')
     cfg = typed_config(args)
     import torch
-    from g2rpo.plan.doctor import diagnose
+    from g2rpo.plan.doctor import diagnose, report_text
     device = torch.device(device_of(args))
     if args.processes is not None and args.processes < 1:
         raise InputError(f'processes={args.processes} must be at least 1.')
-    processes, fine = args.processes or (torch.cuda.device_count() if device.type == 'cuda' else 1), True
-    for finding in diagnose(cfg, device, processes, args.out):
-        fine &= finding.fine
-        print(finding, flush=True)
+    processes = args.processes or (torch.cuda.device_count() if device.type == 'cuda' else 1)
+    findings = list(diagnose(cfg, device, processes, args.out))
+    fine = all(finding.fine for finding in findings)
+    print(report_text(findings))
     print(f'This machine can run {cfg.preset}.' if fine else f'This machine cannot run {cfg.preset} yet.')
     return 0 if fine else 1
 

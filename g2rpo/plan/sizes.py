@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from torch import nn, Tensor
+from ..core.rows import METHODS
 from ..models.policy import Policy
 from .trace import fake_mode, peak_bytes, sample_tokens, tensor_bytes, weightless_policy
 from ..training.config import Config
@@ -146,6 +147,13 @@ def trace_step(
     return peak_bytes(optimizer.step)
 
 # %% ../../nbs/plan/04_sizes.ipynb #cell-12
+def _pass_config(cfg: Config) -> Config:
+    "`_size_config` with nothing of the method but whether there is a KL term: rows of a study share their traces."
+    kl = cfg.method.kl
+    method = replace(METHODS['g2rpo'], kl=kl, beta=1. if kl else 0.)
+    own = dict(T=10, group_size=8, prompts_per_iteration=1, seed=0, lr=1e-4, shift=3.)    # no pass depends on them
+    return replace(_size_config(cfg), method=method, **own)
+
 @lru_cache(maxsize=32)
 def _passes(cfg: Config, rows: int, again: bool) -> PassPeaks:
     "`trace_passes`, kept."
@@ -165,4 +173,4 @@ def trace_passes(
     again: bool,  # whether gradients of an earlier batch are there
 ) -> PassPeaks:   # bytes
     "What the passes of `cfg` need, by running them on tensors without content; computed once for the same sizes."
-    return _passes(_size_config(cfg), rows, again)
+    return _passes(_pass_config(cfg), rows, again)

@@ -13,8 +13,9 @@ from pathlib import Path
 from ..core.method import Method
 from ..errors import InputError, one_of, RunStopped
 from ..files import read_json
+from ..plan.doctor import report_text
 from .defaults import experiment_config, NEUTRAL_PARAMETERS, resolve_parameters, result_file
-from .dry_run import config_text, plan_text, rehearse
+from .dry_run import config_text, launch_plan, plan_text, rehearse
 from .job import repo_root
 from .launch import Study
 from .parameters import check_parameters, declared_parameters, notebook_parameters, parse_literal
@@ -65,10 +66,20 @@ class Reproduction:
         print(config_text(self.setting, self.parameters, jobs))
         print(plan_text(self.setting, jobs))
         if dry:
-            with tempfile.TemporaryDirectory() as folder:
-                for finding in rehearse(self.setting, rows, Path(folder)):
-                    print(finding, flush=True)
+            self._rehearse(rows, len(jobs))
             sys.exit(0)
+
+    def _rehearse(self, rows: dict[str, Method], jobs: int) -> None:
+        "Print what stands between here and the real runs, and the command that starts them."
+        declared = declared_parameters(repo_root()/'nbs'/f'{self.name}.ipynb')
+        launch = launch_plan(self.name, self.parameters, declared, jobs)
+        print(f'each run by {launch.processes} process{"es" if launch.processes > 1 else ""}, '
+              f'{launch.at_once} at once', flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            findings = list(rehearse(self.setting, rows, Path(folder), launch))
+        print(report_text(findings))
+        fine = all(finding.fine for finding in findings)
+        print(f'{"Next" if fine else "When that is done"}: {launch.command}', flush=True)
 
     def records(
         self,

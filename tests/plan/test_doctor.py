@@ -85,8 +85,10 @@ def test_what_flux_fits_on():
 def test_the_doctor_plans_for_the_paper(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path))
     assert main(['doctor', '--preset', 'paper', '--processes', '16']) == 1
-    failed = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith('FAIL')}
+    said = capsys.readouterr().out
+    failed = {line.split()[1] for line in said.splitlines() if line.startswith('FAIL')}
     assert {'model', 'scorer', 'prompts', 'memory'} <= failed and 'step' not in failed
+    assert said.count('ok    iteration') == 3 and 'hf download black-forest-labs/FLUX.1-dev   # 33.7 GB' in said
 
 def test_a_machine_that_can(capsys):
     assert main(['doctor']) == 0
@@ -100,9 +102,33 @@ def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
     for file in (folder/'vae').glob('*.safetensors'):
         file.unlink()
     assert main(['doctor', '--model', str(folder), '--rewards', 'pickscore', '--prompts', 'hpdv2_test']) == 1
-    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('FAIL')]
-    assert len(failed) == 3 and 'lacks whole weights of vae' in failed[0]
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith('FAIL')]
+    assert lines[:3] == failed and 'lacks whole weights of vae' in failed[0]
     assert 'g2rpo fetch pickscore' in failed[1] and 'g2rpo fetch hpdv2_test' in failed[2]
+    assert [line.strip() for line in lines if line.startswith(('  1.', '  2.'))] == [
+        '1. g2rpo fetch pickscore   # 3.9 GB', '2. g2rpo fetch hpdv2_test']
+    assert 'Downloads: about 3.9 GB in all.' in lines
+
+REFUSED = dict(
+    panel=(['--panel', 'nope'], "'nope' is not one of"), watched=(['--panel', 'ppocr6'], 'only what is trained on'),
+    tracker=(['--tracker', 'wandb'], 'pip install wandb'), lr=(['--lr', 'inf'], 'lr=inf is not finite'),
+    weights=(['--weights', '1,2'], 'give one weight each'), server=(['--rewards', 'geneval'], 'export G2RPO_GENEVAL='))
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_the_doctor_refuses_what_a_run_would(case, capsys, monkeypatch):
+    monkeypatch.setattr('accelerate.tracking.get_available_trackers', lambda: [])
+    for variable in ('G2RPO_GENEVAL', 'G2RPO_GENEVAL_TASKS'):
+        monkeypatch.delenv(variable, raising=False)
+    flags, message = REFUSED[case]
+    assert main(['doctor', *flags]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith('FAIL') and message in said and 'What to do, in this order:' in said
+
+def test_a_folder_under_a_file_is_refused(tmp_path, capsys):
+    (tmp_path/'file').write_text('no folder')
+    assert main(['doctor', '--out', str(tmp_path/'file'/'x')]) == 1
+    assert 'file is a file' in capsys.readouterr().out.splitlines()[0]
 
 @pytest.mark.parametrize('damage', ['pointer', 'cut', 'variant'])
 def test_weights_that_are_not_whole(damage, tmp_path):

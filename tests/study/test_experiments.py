@@ -91,8 +91,14 @@ def test_the_published_setting_is_rehearsed(name, reward, rows, tmp_path, capsys
     assert "preset='paper'" in printed and 'device-hours' in printed
     assert printed.count('ok    rehearsal') == rows and printed.count('ok    batch') == rows
     failed = [line for line in printed.splitlines() if line.startswith('FAIL')]
-    assert all('is not' in line or 'are not' in line or 'g2rpo calibrate' in line for line in failed)
+    missing = 'is not', 'are not', 'g2rpo calibrate', 'needs open_clip_torch', 'FAIL  disk', 'needs rapidocr'
+    assert all(any(word in line for word in missing) for line in failed)
     assert 'FAIL  model' in printed and 'FAIL  prompts' in printed
+    assert 'pickscore is not in' in printed and 'imagereward is not in' in printed    # by whom rows are judged
+    assert 'G2RPO_UNIFIED_REWARD is not set' in printed and 'export G2RPO_UNIFIED_REWARD=' in printed
+    assert 'workers=16' in printed and 'each run by 16 processes' in printed and 'over 16 processes' in printed
+    assert 'ok    memory    each of 16 processes' in printed and ' disk ' in printed
+    assert 'Downloads: about' in printed and f'g2rpo repro {name} --preset paper --launcher slurm' in printed
 
 def started(folder, smoke):
     "An experiment by papermill, in a process group of its own."
