@@ -17,7 +17,8 @@ def row(name, **changes):
     from dataclasses import replace
     method = METHODS[name]
     window = method.window and replace(method.window, size=2)
-    return replace(method, **dict(window=window, starts=min(method.starts, 2)) | changes)
+    spanned = dict(steps=method.steps[:3], spans=method.spans[:3]) if method.spans else {}
+    return replace(method, **dict(window=window, starts=min(method.starts, 2)) | spanned | changes)
 
 def small(model, **changes):
     "A config of a few seconds on `model`."
