@@ -72,7 +72,7 @@ def balance_turns(
     kept = torch.zeros_like(turning)
     for sign in signs:
         size = torch.where(sign, whole.abs(), -1.)
-        rank = size.argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = size.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         kept |= sign & (rank < fewer)
     kept = torch.where(fewer > 0, kept, turning)
     return kept.unflatten(2, (turns.shape[1], -1)).movedim(1, 2)
