@@ -130,6 +130,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'g2rpo.core.method.Method.endpoints': ('core/method.html#method.endpoints', 'g2rpo/core/method.py'),
                                    'g2rpo.core.method.Method.noisy_steps': ('core/method.html#method.noisy_steps', 'g2rpo/core/method.py'),
                                    'g2rpo.core.method.Method.plan': ('core/method.html#method.plan', 'g2rpo/core/method.py'),
+                                   'g2rpo.core.method.Method.span': ('core/method.html#method.span', 'g2rpo/core/method.py'),
                                    'g2rpo.core.method.Plan': ('core/method.html#plan', 'g2rpo/core/method.py'),
                                    'g2rpo.core.method.Plan.std': ('core/method.html#plan.std', 'g2rpo/core/method.py')},
             'g2rpo.core.naive': { 'g2rpo.core.naive.empty_rollout': ('core/naive.html#empty_rollout', 'g2rpo/core/naive.py'),

@@ -43,8 +43,6 @@ def fingerprints() -> dict:
     for name, row in methods.items():
         size = 2 if row.window and row.window.half else 3
         method = replace(row, window=row.window and replace(row.window, size=size), starts=min(row.starts, 2))
-        if vars(row).get('spans'):      # a field that older commits lack; the last spans need a longer grid
-            method = replace(method, steps=row.steps[:3], spans=row.spans[:3])
         cfg = tiny(iterations=1, T=6, prompts_per_iteration=2, method=method, **{names['size']: 4, names['grad']: 3})
         policy = open_policy(cfg)
         metrics, = train(cfg, policy, dict(r=left_of_right), prompts)

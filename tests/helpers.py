@@ -17,8 +17,7 @@ def row(name, **changes):
     from dataclasses import replace
     method = METHODS[name]
     window = method.window and replace(method.window, size=2)
-    spanned = dict(steps=method.steps[:3], spans=method.spans[:3]) if method.spans else {}
-    return replace(method, **dict(window=window, starts=min(method.starts, 2)) | spanned | changes)
+    return replace(method, **dict(window=window, starts=min(method.starts, 2)) | changes)
 
 def small(model, **changes):
     "A config of a few seconds on `model`."

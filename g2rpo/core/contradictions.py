@@ -120,8 +120,6 @@ def grid_rules(
          f'that form has no noise at the last index, {T - 1}'),
         (m.last_noisy and T - 1 in steps, shown, 'last_noisy=True',
          f'nothing is trained on the last index, {T - 1}; leave it out'),
-        (any(k + span >= T for k, span in zip(m.steps, m.spans)), shown, f'spans={m.spans}',
-         f'a noisy step ends before index {T}, or nothing is left to complete'),
         (len(steps) == 1 and m.credit in DENSE_CREDITS, shown, f'credit={m.credit!r}',
          'a gain compares states along several noisy steps'),
     ]

@@ -148,10 +148,20 @@ class Method:
         trained = self.noisy_steps(T, seed, iteration)
         noisy = (*trained, T - 1) if self.last_noisy else trained
         levels = self.psi.levels(grid) if self.psi else noise_levels(grid, self.eta, self.form)
-        spans = dict(zip(self.steps, self.spans))
-        after = {k: k + spans.get(k, merged_span(grid, levels, k, self.merge_min_std)) for k in noisy}
+        after = {k: k + self.span(grid, levels, k) for k in noisy}
         finish = None if self.compress is None else compressed_grid(grid, noisy[-1], self.compress)
         return Plan(grid, levels, noisy, trained, after, self.endpoints(T, noisy, after), finish)
+
+    def span(
+        self,
+        grid: Tensor,    # σ, (T+1,)
+        levels: Tensor,  # level of each step, (T,)
+        k: int,          # index that takes noise
+    ) -> int:            # grid steps that the noisy step spans
+        "How far a noisy step runs, where the grid allows; the last node stays free for the completion."
+        if not self.spans:
+            return merged_span(grid, levels, k, self.merge_min_std)
+        return min(dict(zip(self.steps, self.spans))[k], max(1, len(grid) - 2 - k))
 
     def endpoints(
         self,

@@ -236,7 +236,7 @@ def load_prompts(
             target_text(prompt)   # refuses a prompt without one
     return prompts
 
-# %% ../../nbs/training/03_prompts.ipynb #cell-24
+# %% ../../nbs/training/03_prompts.ipynb #cell-26
 def draw_prompts(
     prompts: list[str],  # all of them, distinct
     n: int,              # prompts of an iteration
