@@ -13,7 +13,7 @@ from g2rpo.models.policy import Condition
 from g2rpo.core.naive import naive_rollout
 from g2rpo.core.rollout import rollout
 from g2rpo.core.velocity import Ledger
-from g2rpo.core.credit import CREDITS
+from g2rpo.core.credit import CREDITS, step_credit
 from g2rpo.core.psi import is_balanced
 
 TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-6)]
@@ -251,3 +251,41 @@ def test_the_window_of_the_mixgrpo_trainer():
             break
     window = Window(4, 'decay', every=10, least=1)
     assert [window.steps(25, 0, i) for i in range(len(want))] == want and len(want) > 100
+
+def script_turning_credit(paths):
+    "TP-GRPO's rule as its scripts run it, trajectory by trajectory: R_0 ... R_K of each member of one group, (G, K+1)."
+    gains = [[b - a for a, b in zip(path, path[1:])] for path in paths]
+    whole = [path[-1] - path[0] for path in paths]
+    turns = []
+    for g, path in enumerate(paths):
+        for t, d in enumerate(gains[g]):
+            onward = d*(path[-1] - path[t + 1]) > 0
+            turned = t == 0 or (gains[g][t - 1]*whole[g] < 0 and d*whole[g] > 0)
+            if onward and turned:
+                turns.append((-abs(whole[g]), t, g))          # of equal size the earlier step first
+    up, down = [x for x in sorted(turns) if whole[x[2]] > 0], [x for x in sorted(turns) if whole[x[2]] < 0]
+    if up and down:
+        turns = up[:min(len(up), len(down))] + down[:min(len(up), len(down))]
+    credit = [list(row) for row in gains]
+    for _, t, g in turns:
+        credit[g][t] = paths[g][-1] - paths[g][t]
+    return credit
+
+def test_turning_points_as_released():
+    "Many random groups, among them some where all turn the same way."
+    gen, row, changed = torch.Generator().manual_seed(0), METHODS['tp_grpo_released'], 0
+    for group_size in (1, 2, 6, 24):
+        for _ in range(20):
+            paths = torch.randn(group_size, 10, generator=gen, dtype=torch.float64).cumsum(-1)
+            rewards = paths.T[None, :, None]                                             # (Λ, K+1, P, G)
+            got = step_credit(row, rewards, 9)[0, :, 0].T
+            close(got, script_turning_credit(paths.tolist()), 1e-12)
+            changed += (got != step_credit(METHODS['tp_grpo'], rewards, 9)[0, :, 0].T).sum().item()
+    assert changed > 0
+
+def test_groups_are_balanced_one_by_one():
+    "Two prompts side by side get what each gets alone."
+    row = METHODS['tp_grpo_released']
+    rewards = torch.randn(1, 10, 2, 12, generator=torch.Generator().manual_seed(1)).cumsum(1)
+    for p in range(2):
+        assert torch.equal(step_credit(row, rewards, 9)[:, :, p:p + 1], step_credit(row, rewards[:, :, p:p + 1], 9))
