@@ -89,7 +89,7 @@ class Method:
     timestep_fraction: float = 1.0          # chain only: share of steps that a member trains on (DanceGRPO .6)
     clip_range: float = 1e-4                # of the ratio (all scripts but 1e-5 in Flow-GRPO-Fast and TP-GRPO)
     guard: bool = False                     # ratio without the scale of the noise and centred on 1 (GRPO-Guard)
-    kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt, velocity's is of v
+    kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt
     beta: float = 0.0                       # weight of the KL
     ema: float = 0.0                        # decay of averaged weights, each 8 optimiser steps; 0: none (Flow-GRPO .9)
     ema_repeats: int = 2                    # times it is applied then: batches of an optimiser step (2 in Flow-GRPO)
