@@ -63,15 +63,17 @@ def compare(commit: str) -> int:
             old, new = (ask(tree) for tree in (before, ROOT))
         finally:
             subprocess.run([*git, 'remove', '--force', str(before)], check=True)
-    different = 0
-    for name in new:
+    different, both = 0, [name for name in new if name in old]
+    print('rows that are new:', ', '.join(name for name in new if name not in old) or 'none')
+    print('rows that are gone:', ', '.join(name for name in old if name not in new) or 'none')
+    for name in both:
         shared = {k for k in old[name]['metrics'] if k in new[name]['metrics']}
         off = sorted(k for k in shared if old[name]['metrics'][k] != new[name]['metrics'][k])
         same = not off and old[name]['parameters'] == new[name]['parameters']
         different += not same
         print(f'{name:16} {len(shared):3} metrics, parameters {new[name]["parameters"][:12]}  '
               + ('equal to the last bit' if same else f'DIFFERENT: {", ".join(off) or "parameters"}'))
-    gone = {k for name in new for k in old[name]['metrics'].keys() - new[name]['metrics'].keys()}
+    gone = {k for name in both for k in old[name]['metrics'].keys() - new[name]['metrics'].keys()}
     if gone:
         print('metrics that are no longer there:', ', '.join(sorted(gone)))
     return 1 if different or gone else 0

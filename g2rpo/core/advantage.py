@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'is_constant', 'group_advantage', 'global_std', 'normalise_rewards', 'scorer_weights', 'add_advantages',
-           'fuse_advantages', 'mix_rewards', 'compute_advantages']
+           'fuse_advantages', 'mix_rewards', 'compute_advantages', 'transition_mask']
 
 # %% ../../nbs/core/15_advantage.ipynb #cell-02
 import torch
 from torch import Tensor
-from .credit import CREDITS
+from .credit import step_credit
 from .method import Method, NORMALISE, Plan
 from .schedule import noise_weights
 from ..errors import InputError, one_of
@@ -26,14 +26,16 @@ def group_advantage(
     eps: float = 1e-8,          # ε, added to the std
     ddof: int = 1,              # 1: divide the variance by G−1; 0: by G
     std: Tensor | None = None,  # std to divide by, (..., 1); None: of each group
+    trim: float = 0.,           # share of the lowest rewards that mean and std leave out
 ) -> Tensor:                    # (..., G); exactly 0 in constant groups
     "Normalised rewards within each group (G²RPO Eq. 6)."
+    counted = rewards.sort(-1).values[..., int(rewards.shape[-1]*trim):] if trim else rewards
     if std is None:
-        std = rewards.std(-1, correction=ddof, keepdim=True)
-    normalised = (rewards - rewards.mean(-1, keepdim=True))/(std + eps) # (r − r̄)/(std + ε)
+        std = counted.std(-1, correction=ddof, keepdim=True)
+    normalised = (rewards - counted.mean(-1, keepdim=True))/(std + eps) # (r − r̄)/(std + ε)
     return torch.where(is_constant(rewards)[..., None], 0., normalised)
 
-# %% ../../nbs/core/15_advantage.ipynb #cell-09
+# %% ../../nbs/core/15_advantage.ipynb #cell-11
 def global_std(
     rewards: Tensor,  # (..., P, G)
     ddof: int = 1,    # of the std
@@ -52,15 +54,19 @@ def normalise_rewards(
     ddof: int = 1,             # of the std
     starts: int = 1,           # start noises a prompt, for `start`
     gather=None,               # collects rows of dimension 0 from all processes, for `global`
+    trim: float = 0.,          # share of the lowest rewards that mean and std leave out
 ) -> Tensor:                   # advantages (..., P, G)
-    "Normalised rewards, by group, by start or with the global std."
+    "Normalised rewards, by group, by start, over all steps jointly or with the global std."
     if one_of('normalise', normalise, NORMALISE) == 'group':
-        return group_advantage(rewards, eps, ddof)
+        return group_advantage(rewards, eps, ddof, trim=trim)
     if normalise == 'start':
-        return group_advantage(rewards.unflatten(-1, (starts, -1)), eps, ddof).flatten(-2)
+        return group_advantage(rewards.unflatten(-1, (starts, -1)), eps, ddof, trim=trim).flatten(-2)
+    if normalise == 'joint':                                            # (..., K, P, G) → (..., P, K·G)
+        advantage = group_advantage(rewards.movedim(-2, -3).flatten(-2), eps, ddof)
+        return advantage.unflatten(-1, (rewards.shape[-3], -1)).movedim(-3, -2)
     return group_advantage(rewards, eps, std=global_std(rewards, ddof, gather))
 
-# %% ../../nbs/core/15_advantage.ipynb #cell-14
+# %% ../../nbs/core/15_advantage.ipynb #cell-16
 def scorer_weights(
     rewards: dict[str, Tensor],        # scorer → rewards
     weights: dict[str, float] | None,  # scorer → weight; None: 1 each
@@ -89,7 +95,7 @@ def fuse_advantages(
     "G²RPO's advantages: normalise each group, sum over granularities and scorers, clamp."
     return add_advantages({name: group_advantage(r) for name, r in rewards.items()}, weights, clip)
 
-# %% ../../nbs/core/15_advantage.ipynb #cell-17
+# %% ../../nbs/core/15_advantage.ipynb #cell-19
 MIXES = ('advantage', 'reward')
 
 def mix_rewards(
@@ -113,11 +119,22 @@ def compute_advantages(
         rewards, weights = mix_rewards(rewards, weights), None
     advantages = {}
     for name, r in rewards.items():
-        credit = CREDITS[method.credit](r, len(plan.noisy))[:, :len(plan.trained)]
+        credit = step_credit(method, r, len(plan.noisy))[:, :len(plan.trained)]
         advantages[name] = normalise_rewards(
-            credit, method.normalise, method.eps, method.ddof, method.starts, gather)
+            credit, method.normalise, method.eps, method.ddof, method.starts, gather, method.trim)
     fused = add_advantages(advantages, weights, method.adv_clip)
     if not method.noise_weighted:
         return fused
     step_weights = noise_weights(torch.stack([plan.std(k) for k in plan.trained]))
     return fused*step_weights.to(fused)[:, None, None]
+
+# %% ../../nbs/core/15_advantage.ipynb #cell-27
+def transition_mask(
+    method: Method,     # whether anything is masked, and what
+    advantage: Tensor,  # (K, P, G)
+) -> Tensor:            # (K, P, G) 1 where a transition counts, 0 where it is left out
+    "Transitions that count in the mean of the loss."
+    if not method.mask_constant:
+        return torch.ones_like(advantage)
+    counts = advantage != 0
+    return (counts.any(0).expand_as(counts) if method.mask_whole else counts).float()

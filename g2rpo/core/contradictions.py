@@ -17,7 +17,8 @@ def explore_rules(
     m,             # a `Method`
 ) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about where noise goes."
-    chain, dense = m.explore == 'chain', m.credit in DENSE_CREDITS
+    chain, dense, preserving = m.explore == 'chain', m.credit in DENSE_CREDITS, m.form in ('cps', 'ddim')
+    named = isinstance(m.steps, str)
     return [
         (chain == (m.credit == 'branch'), 'credit', 'explore',
          'branches have a reward of their own, states of a chain do not'),
@@ -28,13 +29,18 @@ def explore_rules(
         (m.window and m.window.size == 1 and dense, 'window', 'credit',
          'a gain compares states along several noisy steps'),
         (m.last_noisy and not chain, 'last_noisy', 'explore', 'a branch from the last step has nothing to complete'),
-        (m.last_noisy and m.form == 'cps', 'last_noisy', 'form', 'cps has no noise at the last step'),
+        (m.last_noisy and preserving, 'last_noisy', 'form', f'{m.form} has no noise at the last step'),
         (not chain and m.starts == 0, 'starts', 'explore', 'branches are compared with those of the same start'),
         (m.merge_min_std > 0 and chain, 'merge_min_std', 'explore', 'a chain already takes its noise at every step'),
         (m.merge_min_std > 0 and m.form != 'flow', 'merge_min_std', 'form',
          'the threshold is on the noise of the form flow'),
         (m.psi and m.form != 'flow', 'psi', 'form', 'ψ is a level of the form flow'),
-        (m.form == 'cps' and m.eta > 1, 'eta', 'form', 'cps resamples a share of the noise, at most 1'),
+        (preserving and m.eta > 1, 'eta', 'form', f'{m.form} resamples a share of the noise, at most 1'),
+        (m.spans and chain, 'spans', 'explore', 'a chain already takes its noise at every step'),
+        (m.spans and m.merge_min_std > 0, 'spans', 'merge_min_std', 'both say how far a noisy step runs'),
+        (m.spans and (named or len(m.spans) != len(m.steps)), 'spans', 'steps',
+         'each index has a span of its own, such as steps 0,1,2,4 with spans 1,1,2,3'),
+        (m.bf16_anchor and chain, 'bf16_anchor', 'explore', 'only branches leave a trunk'),
     ]
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-07
@@ -68,9 +74,17 @@ def credit_rules(
          'branches are compared with those of the same start'),
         (chain and m.normalise == 'start', 'normalise', 'explore',
          'only branches share a start that makes them comparable'),
-        (m.noise_weighted and m.form == 'cps', 'noise_weighted', 'form', 'the weights are the noise of a diffusion'),
+        (m.noise_weighted and m.form in ('cps', 'ddim'), 'noise_weighted', 'form',
+         'the weights are the noise of a diffusion'),
         (m.noise_weighted and m.guard, 'noise_weighted', 'guard',
          'each takes the scale of the noise out of the loss, together they bring it back'),
+        (m.first_turn and m.credit != 'turning', 'first_turn', 'credit', 'only turning has turning points'),
+        (m.consistent_turns and m.credit != 'turning', 'consistent_turns', 'credit', 'only turning has turning points'),
+        (m.balanced_turns and m.credit != 'turning', 'balanced_turns', 'credit', 'only turning has turning points'),
+        (m.mask_whole and not m.mask_constant, 'mask_whole', 'mask_constant', 'it says what is masked'),
+        (m.trim > 0 and m.normalise not in ('group', 'start'), 'trim', 'normalise',
+         'rewards are left out of the mean and std of one group'),
+        (m.trim >= 1, 'trim', 'normalise', 'a share of the group is below 1'),
     ]
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-11
@@ -86,7 +100,9 @@ def update_rules(
         (m.timestep_fraction > 1, 'timestep_fraction', 'explore', 'a share is at most 1'),
         (m.updates > 1 and m.update == 'per_step', 'updates', 'update',
          'per_step already takes one optimiser step a noisy step'),
-        (m.kl == 'flow_grpo' and m.form == 'cps', 'kl', 'form', 'cps has no diffusion coefficient; use exact'),
+        (m.shuffle and m.updates == 1, 'shuffle', 'updates', 'one optimiser step has all members'),
+        (m.kl == 'flow_grpo' and m.form in ('cps', 'ddim'), 'kl', 'form',
+         f'{m.form} has no diffusion coefficient; use exact'),
         ((m.kl is None) != (m.beta == 0), 'kl', 'beta', 'a KL needs a weight above 0, and a weight a KL'),
         (m.ema >= 1, 'ema', 'update', 'a decay of 1 never moves'),
     ]
@@ -100,7 +116,7 @@ def grid_rules(
     "Rules about the noisy indices on a grid."
     shown = f'steps={list(steps)}'
     return [
-        (m.form == 'cps' and T - 1 in steps, shown, "form='cps'",
+        (m.form in ('cps', 'ddim') and T - 1 in steps, shown, f'form={m.form!r}',
          f'that form has no noise at the last index, {T - 1}'),
         (m.last_noisy and T - 1 in steps, shown, 'last_noisy=True',
          f'nothing is trained on the last index, {T - 1}; leave it out'),
@@ -115,11 +131,14 @@ def group_rules(
     "Rules about the size of a group."
     starts = m.starts or group_size
     states = group_size if m.explore == 'chain' else starts
+    compared = group_size//starts if m.normalise == 'start' else group_size
     group = f'group_size={group_size}'
     return [
         (group_size % starts, group, f'starts={m.starts}', 'each start needs the same number of members'),
         (m.explore == 'single' and group_size < 2*starts, group, f'starts={m.starts}',
          'branches of one start are compared, so each needs two'),
+        (m.trim > 0 and compared - int(compared*m.trim) < 2, group, f'trim={m.trim}',
+         'a mean and a std take two members'),
         (m.updates > states, f'updates={m.updates}', group,
          f'an optimiser step needs a state of its own, and there are {states} a prompt'),
     ]

@@ -37,14 +37,14 @@ class Plan:
 
 # %% ../../nbs/core/08_method.ipynb #cell-07
 EXPLORES = ('single', 'chain')
-NORMALISE = ('group', 'start', 'global')
+NORMALISE = ('group', 'start', 'global', 'joint')
 UPDATES = ('per_step', 'accumulate')
-KLS = ('flow_grpo', 'exact')
+KLS = ('flow_grpo', 'exact', 'velocity')
 
 _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit=CREDITS, normalise=NORMALISE,
                       update=UPDATES, kl=(None, *KLS))
 _POSITIVE_FIELDS = ('eta', 'adv_clip', 'clip_range', 'timestep_fraction')
-_LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, eps=0, merge_min_std=0)
+_LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0)
 
 # %% ../../nbs/core/08_method.ipynb #cell-09
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Method:
     eta: float = .7                         # noise multiplier η (Flow-GRPO, G²RPO scripts)
     psi: Psi | None = None                  # calibrated levels in place of eta (DenseGRPO §4.2)
     merge_min_std: float = 0.0              # single only: a step with less noise spans several grid steps (E-GRPO)
+    spans: tuple[int, ...] = ()             # single only: grid steps that each of `steps` spans (E-GRPO's script)
+    bf16_anchor: bool = False               # single only: branches leave states rounded to bf16 (G²RPO scripts)
+    truncate_time: bool = False             # the model is told ⌊1000σ⌋/1000 (DanceGRPO, MixGRPO, G²RPO scripts)
     # complete
     granularities: tuple[int, ...] = (1,)   # single only: strides of the completions, Λ (G²RPO §3.3)
     placement: str = 'official'             # where the nodes of a stride lie, one of PLACEMENTS
@@ -68,24 +71,32 @@ class Method:
     compress: float | None = None           # window only: share of later steps that is kept (MixGRPO-Flash)
     # credit
     credit: str = 'branch'                  # one of CREDITS
+    first_turn: bool = False                # turning only: the first step may be a turning point (TP-GRPO scripts)
+    consistent_turns: bool = False          # turning only: and the rest goes the same way (TP-GRPO scripts)
+    balanced_turns: bool = False            # turning only: as many of them up as down (TP-GRPO scripts)
     normalise: str = 'group'                # one of NORMALISE: over whom mean and std are taken
     ddof: int = 1                           # of the std: 1 torch's (DanceGRPO, MixGRPO, G²RPO), 0 numpy's (Flow-GRPO)
     eps: float = 1e-8                       # added to the std; 1e-4 in Flow-GRPO
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
+    trim: float = 0.0                       # share of lowest rewards outside mean and std (MixGRPO trimmed_ratio, 0)
     mask_constant: bool = False             # transitions without advantage leave the mean of the loss (Flow-GRPO)
+    mask_whole: bool = False                # mask_constant only: members without advantage at any step (TP-, TempFlow)
     # update
     update: str = 'per_step'                # an optimiser step for each noisy step (G²RPO scripts) or for all together
     updates: int = 1                        # accumulate only: optimiser steps, each on a share of the members
+    shuffle: bool = False                   # accumulate only: members dealt to optimiser steps at random (Flow-GRPO)
     timestep_fraction: float = 1.0          # chain only: share of steps that a member trains on (DanceGRPO .6)
     clip_range: float = 1e-4                # of the ratio (all scripts but 1e-5 in Flow-GRPO-Fast and TP-GRPO)
     guard: bool = False                     # ratio without the scale of the noise and centred on 1 (GRPO-Guard)
     kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt
     beta: float = 0.0                       # weight of the KL
     ema: float = 0.0                        # decay of averaged weights, each 8 optimiser steps; 0: none (Flow-GRPO .9)
+    ema_repeats: int = 2                    # times it is applied then: batches of an optimiser step (2 in Flow-GRPO)
 
     def __post_init__(self):
         object.__setattr__(self, 'granularities', check_granularities(self.granularities))
+        object.__setattr__(self, 'spans', tuple(self.spans))
         if not isinstance(self.steps, str):
             object.__setattr__(self, 'steps', tuple(self.steps))
         elif self.steps not in ('half', 'all'):
@@ -96,6 +107,8 @@ class Method:
             above(field, getattr(self, field), 0)
         for field, least in _LEAST_VALUES.items():
             at_least(field, getattr(self, field), least)
+        for span in self.spans:
+            at_least('spans', span, 1)
         refuse_broken(field_rules(self))
 
     def noisy_steps(
@@ -135,9 +148,20 @@ class Method:
         trained = self.noisy_steps(T, seed, iteration)
         noisy = (*trained, T - 1) if self.last_noisy else trained
         levels = self.psi.levels(grid) if self.psi else noise_levels(grid, self.eta, self.form)
-        after = {k: k + merged_span(grid, levels, k, self.merge_min_std) for k in noisy}
+        after = {k: k + self.span(grid, levels, k) for k in noisy}
         finish = None if self.compress is None else compressed_grid(grid, noisy[-1], self.compress)
         return Plan(grid, levels, noisy, trained, after, self.endpoints(T, noisy, after), finish)
+
+    def span(
+        self,
+        grid: Tensor,    # σ, (T+1,)
+        levels: Tensor,  # level of each step, (T,)
+        k: int,          # index that takes noise
+    ) -> int:            # grid steps that the noisy step spans
+        "How far a noisy step runs, where the grid allows; the last node stays free for the completion."
+        if not self.spans:
+            return merged_span(grid, levels, k, self.merge_min_std)
+        return min(dict(zip(self.steps, self.spans))[k], max(1, len(grid) - 2 - k))
 
     def endpoints(
         self,

@@ -77,7 +77,8 @@ def naive_branches(
     "The branches of one member."
     steps, endpoints = {}, []
     for k, paths in zip(plan.noisy, plan.endpoints):
-        steps[k] = one_noisy_step(velocity, method, plan, k, trunk[k], eps[k], p)
+        anchor = trunk[k].bfloat16().to(trunk[k]) if method.bf16_anchor else trunk[k]
+        steps[k] = one_noisy_step(velocity, method, plan, k, anchor, eps[k], p)
         x0 = {}
         for lam, path in paths.items():
             x0[lam] = follow_path(velocity, steps[k].y, path, plan.grid, p)
@@ -171,10 +172,12 @@ def naive_rollout(
     shape, device, starts = policy.latent_shape, policy.device, method.starts or group_size
     single = method.explore == 'single'
     plan = method.plan(policy.grid(T), seed, iteration)
-    velocity = Velocity(policy, policy.encode(prompts), 1, ledger or Ledger())
+    velocity = Velocity(policy, policy.encode(prompts), 1, ledger or Ledger(), method.truncate_time)
     roll = empty_rollout(prompts, plan, group_size, starts if single else group_size, shape, device)
     for p, prompt in enumerate(prompts):
         start = start_noise(shape, seed, iteration, [prompt], starts, device)[0]
+        if method.bf16_anchor:
+            start = start.bfloat16().to(start)
         noise = {k: step_noise(shape, seed, iteration, [prompt], k, group_size, device)[0] for k in plan.noisy}
         if single:
             trunks = [trunk_of_start(velocity, plan, start[s:s + 1], p) for s in range(starts)]

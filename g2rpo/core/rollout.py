@@ -10,7 +10,8 @@ __all__ = ['Rollout', 'step_kernel', 'step_log_prob', 'NoisyStep', 'take_noisy_s
 import torch
 from dataclasses import dataclass, replace
 from torch import Tensor
-from .batches import group_by_state, optimiser_steps, prompt_rows, used_steps, walk_batches
+from .batches import (dealing_order, group_by_state, optimiser_steps, prompt_rows, used_steps,
+                                walk_batches)
 from .completion import complete_states
 from .method import Method, Plan
 from .noise import start_noise, step_noise
@@ -109,14 +110,14 @@ def walk_trunk(
     batches: dict[int, list[Tensor]],  # noisy index → rows computed together
 ) -> dict[int, NoisyStep]:             # noisy index → the steps off the trunk
     "The ODE from the start noise, with noisy steps that lead off it."
-    steps = {}
+    def left(x): return x.bfloat16().to(x) if method.bf16_anchor else x
+    steps, x = {}, left(x)                                              # the start noise is bf16 as well
     for i in range(plan.noisy[-1] + 1):
         if i in plan.noisy:
             with phase('branches'):
-                steps[i] = take_noisy_step(velocity, method, plan, i, x, noise(i), batches[i])
-            v = steps[i].v
-        else:
-            v = prompt_velocity(velocity, x, plan.grid[i])
+                steps[i] = take_noisy_step(velocity, method, plan, i, left(x), noise(i), batches[i])
+        shared = i in plan.noisy and not method.bf16_anchor
+        v = steps[i].v if shared else prompt_velocity(velocity, x, plan.grid[i])
         x = ode_step(x, v, plan.grid[i], plan.grid[i + 1])
     return steps
 
@@ -207,12 +208,14 @@ def rollout(
     states = group_size if chain else starts                            # S
     plan = method.plan(policy.grid(T), seed, iteration)
     used = used_steps(method, len(plan.trained), prompts, states, seed, iteration)
-    updates = optimiser_steps(method, used, grad_batch_size)
+    order = dealing_order(method, prompts, states, seed, iteration)
+    updates = optimiser_steps(method, used, grad_batch_size, order)
     batches = walk_batches(plan, updates, len(prompts)*states, grad_batch_size)
     x = start_noise(policy.latent_shape, seed, iteration, prompts, starts, policy.device)
     def noise(k): return step_noise(policy.latent_shape, seed, iteration, prompts, k, group_size, policy.device)
     with phase('encode'):
-        velocity = Velocity(policy, policy.encode(prompts), grad_batch_size, ledger or Ledger())
+        cond = policy.encode(prompts)
+    velocity = Velocity(policy, cond, grad_batch_size, ledger or Ledger(), method.truncate_time)
     with phase('trunk'):
         if chain:
             steps = walk_chain(velocity, method, plan, x, noise, batches, group_size)

@@ -94,19 +94,21 @@ def check_steps(
     return tuple(sorted(steps))
 
 # %% ../../nbs/core/01_schedule.ipynb #cell-24
-FORMS = ('flow', 'dance', 'cps')
+FORMS = ('flow', 'dance', 'cps', 'ddim')
 
 def noise_levels(
     grid: Tensor,        # σ, (T+1,)
     eta: float,          # η, or a for `cps`
     form: str = 'flow',  # one of FORMS
 ) -> Tensor:             # level of each step, (T,) float64
-    "Level of each step: `flow` η√(σ/(1−σ)), with σ₁ in the denominator where σ=1; `dance` and `cps` the constant η."
+    "Level of each step: `flow` η√(σ/(1−σ)), `ddim` η√(1−σ), both with σ₁ for 1−σ=0; `dance` and `cps` the constant η."
     above('eta', eta, 0)
-    if one_of('form', form, FORMS) != 'flow':
-        return torch.full_like(grid[:-1], eta)
-    denominator = 1 - torch.where(grid[:-1] == 1, grid[1], grid[:-1])
-    return eta*(grid[:-1]/denominator).sqrt()                           # g = η √(σ/(1−σ))
+    signal = 1 - torch.where(grid[:-1] == 1, grid[1], grid[:-1])        # 1−σ, nowhere 0
+    if one_of('form', form, FORMS) == 'flow':
+        return eta*(grid[:-1]/signal).sqrt()                            # g = η √(σ/(1−σ))
+    if form == 'ddim':
+        return eta*signal.sqrt()                                        # s/σ' = η √(1−σ)
+    return torch.full_like(grid[:-1], eta)
 
 # %% ../../nbs/core/01_schedule.ipynb #cell-28
 def even_nodes(

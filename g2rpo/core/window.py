@@ -20,12 +20,15 @@ class Window:
     size: int = 4               # steps in the window (MixGRPO)
     moves: str = 'progressive'  # one of MOVES (MixGRPO `sample_strategy`)
     every: int = 25             # iterations at one index, τ; with the two decays, at the first (MixGRPO)
+    least: int | None = None    # decay only: iterations at the last index (1 in MixGRPO's scripts); None: every/4
     half: bool = False          # only in the first half of the grid (Flow-GRPO-Fast); else all but the last two steps
 
     def __post_init__(self):
         one_of('window.moves', self.moves, MOVES)
         at_least('window.size', self.size, 1)
         at_least('window.every', self.every, 1)
+        if self.least is not None:
+            at_least('window.least', self.least, 1)
 
     def hold(
         self,
@@ -34,7 +37,7 @@ class Window:
     ) -> int:        # iterations
         "Iterations for which the window stays at `start`."
         if self.moves == 'decay':
-            least = max(1, self.every//4)
+            least = self.least or max(1, self.every//4)
             return max(least, int(self.every*(1 - start/limit) + least*start/limit))
         if self.moves == 'exp_decay':
             return math.ceil(self.every*math.exp(-.1*max(0, start - 13)))

@@ -10,10 +10,10 @@ import torch
 from dataclasses import dataclass, field
 from torch import Tensor
 from ..core.batches import group_by_state
-from ..core.loss import clipped_surrogate, guard_log_ratio, step_kl
+from ..core.loss import clipped_surrogate, guard_log_ratio, step_kl, velocity_kl
 from ..core.method import Method, Plan
 from ..core.rollout import Rollout, step_kernel, step_log_prob
-from ..core.velocity import Ledger
+from ..core.velocity import Ledger, model_time
 from .config import Config
 
 # %% ../../nbs/training/09_gradient.ipynb #cell-05
@@ -78,13 +78,17 @@ def log_probs(
 def reference_kl(
     state: TrainState,  # has the velocity before training
     batch: StepBatch,   # transitions from R states
-    mean: Tensor,       # (R, N, C) of the step by the policy as it is now
+    now: Tensor,        # (R, N, C) velocity of the policy as it is now
+    mean: Tensor,       # (R, N, C) of its noisy step
     std: Tensor,        # of the noise, (R, 1, 1)
 ) -> Tensor:            # (R,), the same for all members of a state
     "KL between the noisy step of the policy and that of the policy before training."
     method, plan, k = state.cfg.method, batch.plan, batch.k
+    time = model_time(plan.grid[k], method.truncate_time)
     with torch.no_grad():
-        v = state.reference(batch.x, plan.grid[k].expand(len(batch.x)), batch.cond)
+        v = state.reference(batch.x, time.expand(len(batch.x)), batch.cond)
+    if method.kl == 'velocity':
+        return velocity_kl(now, v)
     dt = float(plan.grid[k] - plan.grid[plan.after[k]])
     return step_kl(mean, step_kernel(method, plan, k, batch.x, v)[0], std, dt, method.kl)
 
@@ -98,13 +102,14 @@ def backward_batch(
 ) -> dict:              # loss (number), ratio, shift, clipped (R, M), kl (R,) or None
     "Add the gradient of the loss, summed over a batch and divided by `count`."
     method, k, states = state.cfg.method, batch.k, len(batch.x)
-    v = policy.velocity(batch.x, batch.plan.grid[k].expand(states), batch.cond)
+    time = model_time(batch.plan.grid[k], method.truncate_time)
+    v = policy.velocity(batch.x, time.expand(states), batch.cond)
     mean, std = step_kernel(method, batch.plan, k, batch.x, v)
     new, old = log_probs(method, batch, mean, std)
     advantage, kl = batch.advantage.to(new), None
     loss = clipped_surrogate(new, old, advantage, method.clip_range)*batch.keep
     if method.kl:
-        kl = reference_kl(state, batch, mean, std)
+        kl = reference_kl(state, batch, v, mean, std)
         loss = loss + method.beta*kl[:, None]*batch.keep
         ledger.forwards += states*policy.passes
     state.accelerator.backward(loss.sum()/count)

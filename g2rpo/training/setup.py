@@ -158,7 +158,7 @@ def release_policy(
     accelerator = state.accelerator
     policy.transformer = accelerator.unwrap_model(policy.transformer)
     reshard(policy.transformer)
-    if state.ema and state.steps >= 8:               # before its first update the average is the base
+    if state.ema and state.steps >= 7:               # before its first update the average is the base
         state.ema.copy_to(state.params)
     if not out or any_rank(accelerator, not all(local_tensor(p).isfinite().all() for p in state.params)):
         return

@@ -10,6 +10,7 @@ __all__ = ['score_rollout', 'broken_groups', 'fill_broken', 'update_average', 'o
 import torch
 import warnings
 from torch import Tensor
+from ..core.advantage import transition_mask
 from ..core.batches import group_by_state
 from ..core.rollout import Rollout
 from ..core.velocity import eagerly, Ledger
@@ -83,10 +84,11 @@ def fill_broken(
 def update_average(
     state: TrainState,  # after an optimiser step
 ) -> None:
-    "Follow the parameters with the averaged ones, every 8 optimiser steps."
-    if state.ema and state.steps % 8 == 0:
-        state.ema.optimization_step = state.steps - 1
-        state.ema.step(state.params)
+    "Follow the parameters with the averaged ones, every 8 optimiser steps (Flow-GRPO's ema.py@ac4c86e)."
+    if state.ema and (state.steps + 1) % 8 == 0:
+        for _ in range(state.cfg.method.ema_repeats):
+            state.ema.optimization_step = state.steps
+            state.ema.step(state.params)
 
 def optimiser_step(
     state: TrainState,  # its parameters have gradients; afterwards they have none
@@ -193,7 +195,7 @@ def update_policy(
     broken: Tensor | None = None,  # groups (P,) bool that are left out
 ) -> dict:                         # metrics, as `update_metrics` gives them
     "All optimiser steps of one iteration."
-    keep = (advantage != 0).float() if state.cfg.method.mask_constant else torch.ones_like(advantage)
+    keep = transition_mask(state.cfg.method, advantage)
     if broken is not None:
         keep[:, broken] = 0
     seen, norms, once = [[] for _ in roll.steps], [], state.cfg.gather_once

@@ -13,7 +13,7 @@ from g2rpo.models.policy import Condition
 from g2rpo.core.naive import naive_rollout
 from g2rpo.core.rollout import rollout
 from g2rpo.core.velocity import Ledger
-from g2rpo.core.credit import CREDITS
+from g2rpo.core.credit import CREDITS, step_credit
 from g2rpo.core.psi import is_balanced
 
 TYPES = [(torch.float64, 1e-10), (torch.float32, 1e-6)]
@@ -194,10 +194,98 @@ def test_forward_counts_of_the_other_rows(vectors):
 def test_rows_are_the_papers():
     assert METHODS['g2rpo'].granularities == (1, 2, 3) and METHODS['g2rpo'].noisy_steps(16) == tuple(range(8))
     assert METHODS['g2rpo_no_mgai'].granularities == (1,)
-    chains = ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo')
+    chains = ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo',
+              'stepwise_grpo_ddim', 'tp_grpo_released')
     plain = {name: row for name, row in METHODS.items() if row.explore == 'chain' and not row.window}
     assert {name: row.noisy_steps(10) for name, row in plain.items()} == dict.fromkeys(chains, tuple(range(9)))
     assert METHODS['flow_grpo'].plan(schedule.sd3_grid(10)).noisy == tuple(range(10))
     mix = METHODS['mix_grpo']
     assert mix.noisy_steps(25, 0, 0) == (0, 1, 2, 3) and mix.noisy_steps(25, 0, 299) == (11, 12, 13, 14)
     assert {replace(mix, window=Window(4, 'random')).noisy_steps(25, 0, i)[0] for i in range(500)} == set(range(20))
+
+def test_both_versions_of_a_method_are_rows():
+    "What two published versions of one method have in common, and where they part."
+    def parts(one, other):
+        a, b = vars(METHODS[one]), vars(METHODS[other])
+        return {name for name in a if a[name] != b[name]} - {'name'}
+    assert parts('g2rpo', 'g2rpo_accumulate') == {'update'}
+    assert parts('e_grpo', 'e_grpo_script') == {'merge_min_std', 'steps', 'spans'}
+    assert parts('tempflow_grpo', 'tempflow_grpo_script') == {'mask_constant', 'mask_whole', 'shuffle'}
+    assert parts('flow_grpo_fast', 'flow_grpo_fast_script') == {'window', 'shuffle'}
+    assert parts('tp_grpo', 'tp_grpo_released') == {
+        'first_turn', 'consistent_turns', 'balanced_turns', 'mask_whole', 'shuffle', 'kl', 'beta'}
+    assert METHODS['flow_grpo_fast_script'].window.size == 3 and METHODS['flow_grpo_fast_script'].form == 'cps'
+
+def script_spans(sigma, k, span, eta=.7):
+    "Mean coefficients and noise of `_flow_grpo_step` in flux_sampler.py@809e8f7, written out: σ from k to k+span."
+    now, then, g2 = sigma[k], sigma[k + span], eta**2*sigma[k]/(1 - (sigma[1] if k == 0 else sigma[k]))
+    dt = then - now
+    return 1 + g2/(2*now)*dt, (1 + g2*(1 - now)/(2*now))*dt, (g2*-dt)**.5
+
+def test_spans_of_the_e_grpo_script():
+    grid, row = schedule.shift_grid(16), METHODS['e_grpo_script']
+    plan, one = row.plan(grid), torch.ones(1, 1, dtype=torch.float64)
+    assert plan.after == {0: 1, 1: 2, 2: 4, 4: 7}
+    for k, span in zip(row.steps, row.spans):
+        of_x, of_v, std = script_spans(grid, k, span)
+        close(sampler.kernel('flow', one, 0*one, grid[k], grid[k + span], plan.levels[k])[0].item(), of_x, 1e-12)
+        close(sampler.kernel('flow', 0*one, one, grid[k], grid[k + span], plan.levels[k])[0].item(), of_v, 1e-12)
+        close(plan.std(k), std, 1e-12)
+
+def test_one_step_for_all_k_averages_over_k():
+    "train_g2rpo_hps_clip.py@0e69799: the mean over K of each step's mean over G is one mean over all transitions."
+    roll = rollout(Still(), METHODS['g2rpo_accumulate'], ['p'], 16, 12)
+    assert [j for j, _ in roll.updates[0]] == list(range(8)) and len(roll.updates) == 1
+    losses = torch.rand(8, 12, dtype=torch.float64)
+    close(sum(losses[k].mean()/8 for k in range(8)), losses.mean(), 1e-12)
+
+def test_the_window_of_the_mixgrpo_trainer():
+    "Its loop, written out, for the decay that its scripts pass: at most 10 iterations, at least 1."
+    start, held, want = 0, 0, []
+    for _ in range(300):
+        want.append(tuple(range(start, min(start + 4, 23))))
+        held += 1
+        if held >= max(1, int(10*(1 - start/23) + start/23)):
+            start, held = start + 1, 0
+        if start > 22:          # the trainer goes on to 23, an empty window, for one iteration more
+            break
+    window = Window(4, 'decay', every=10, least=1)
+    assert [window.steps(25, 0, i) for i in range(len(want))] == want and len(want) > 100
+
+def script_turning_credit(paths):
+    "TP-GRPO's rule as its scripts run it, trajectory by trajectory: R_0 ... R_K of each member of one group, (G, K+1)."
+    gains = [[b - a for a, b in zip(path, path[1:])] for path in paths]
+    whole = [path[-1] - path[0] for path in paths]
+    turns = []
+    for g, path in enumerate(paths):
+        for t, d in enumerate(gains[g]):
+            onward = d*(path[-1] - path[t + 1]) > 0
+            turned = t == 0 or (gains[g][t - 1]*whole[g] < 0 and d*whole[g] > 0)
+            if onward and turned:
+                turns.append((-abs(whole[g]), t, g))          # of equal size the earlier step first
+    up, down = [x for x in sorted(turns) if whole[x[2]] > 0], [x for x in sorted(turns) if whole[x[2]] < 0]
+    if up and down:
+        turns = up[:min(len(up), len(down))] + down[:min(len(up), len(down))]
+    credit = [list(row) for row in gains]
+    for _, t, g in turns:
+        credit[g][t] = paths[g][-1] - paths[g][t]
+    return credit
+
+def test_turning_points_as_released():
+    "Many random groups, among them some where all turn the same way."
+    gen, row, changed = torch.Generator().manual_seed(0), METHODS['tp_grpo_released'], 0
+    for group_size in (1, 2, 6, 24):
+        for _ in range(20):
+            paths = torch.randn(group_size, 10, generator=gen, dtype=torch.float64).cumsum(-1)
+            rewards = paths.T[None, :, None]                                             # (Λ, K+1, P, G)
+            got = step_credit(row, rewards, 9)[0, :, 0].T
+            close(got, script_turning_credit(paths.tolist()), 1e-12)
+            changed += (got != step_credit(METHODS['tp_grpo'], rewards, 9)[0, :, 0].T).sum().item()
+    assert changed > 0
+
+def test_groups_are_balanced_one_by_one():
+    "Two prompts side by side get what each gets alone."
+    row = METHODS['tp_grpo_released']
+    rewards = torch.randn(1, 10, 2, 12, generator=torch.Generator().manual_seed(1)).cumsum(1)
+    for p in range(2):
+        assert torch.equal(step_credit(row, rewards, 9)[:, :, p:p + 1], step_credit(row, rewards[:, :, p:p + 1], 9))

@@ -11,7 +11,7 @@ from g2rpo.errors import InputError, RunStopped
 from g2rpo.models.loading import load_policy
 from g2rpo.training import update
 from g2rpo.training.config import open_policy
-from g2rpo.training.update import ratio_tolerance, TrainState, score_rollout, update_policy
+from g2rpo.training.update import ratio_tolerance, TrainState, score_rollout, update_average, update_policy
 from helpers import PROMPTS, left_of_right, row, small
 
 def parameters(policy): return dict(policy.pipe.transformer.named_parameters())
@@ -107,6 +107,15 @@ def test_later_ratios_differ_with_per_step(mini, policy):
     metrics, = train(small(mini, lr=1e-3), left_of_right, PROMPTS, policy=policy).metrics
     assert metrics['ratio_spread'][0] == 0. and metrics['ratio_spread'][1] > 0.
 
+@pytest.mark.parametrize('precision', ['no', 'bf16'])
+def test_what_the_scripts_round_is_rounded_on_both_sides(mini, policy, precision):
+    "Truncated times and bf16 states: the first ratio is 1 to the last bit, and the numbers are others."
+    def first(**changes):
+        cfg = small(mini, precision=precision, method=row('g2rpo', granularities=(1, 2), **changes))
+        return train(cfg, left_of_right, PROMPTS, policy=policy).metrics[0]
+    rounded = first(truncate_time=True, bf16_anchor=True)
+    assert rounded['ratio_spread'][0] == 0. and rounded['loss'] != first()['loss']
+
 def test_guidance_trains_and_costs_twice(mini):
     def first(scale):
         policy = load_policy(str(mini), 24, 48, 16, guidance_scale=scale)
@@ -117,25 +126,53 @@ def test_guidance_trains_and_costs_twice(mini):
     with pytest.raises(InputError, match='guidance_scale=2.0'):
         train(small(mini, guidance_scale=2.), left_of_right, PROMPTS, policy=load_policy(str(mini), 24, 48, 16))
 
-@pytest.mark.parametrize('rank', [0, 4])
-def test_kl_holds_the_policy_back(mini, rank):
+@pytest.mark.parametrize('rank,kl', [(0, 'exact'), (4, 'exact'), (4, 'velocity')])
+def test_kl_holds_the_policy_back(mini, rank, kl):
     def distance(beta):
-        method = row('g2rpo', granularities=(1, 2), kl='exact', beta=beta)
+        method = row('g2rpo', granularities=(1, 2), kl=kl, beta=beta)
         log = train(small(mini, iterations=4, method=method, lora_rank=rank, lr=1e-3), left_of_right, PROMPTS).metrics
         assert log[0]['kl'][0] == pytest.approx(0, abs=1e-8)
         return sum(log[-1]['kl'])
     assert distance(100.) < distance(1e-12)/2
 
 def test_ema_is_kept(mini, policy, tmp_path):
-    "The weights that are kept lie between the base and the last ones; the decay follows Flow-GRPO's steps."
+    "The weights that are kept lie between the base and those of optimiser step 7, where Flow-GRPO averages first."
     from diffusers import FluxTransformer2DModel
     base, last = {n: p.detach().clone() for n, p in parameters(policy).items()}, {}
     def keep(metrics): last.update({n: p.detach().clone() for n, p in parameters(policy).items()})
-    cfg = small(mini, iterations=4, method=row('g2rpo', granularities=(1, 2), ema=.9))       # 8 optimiser steps
+    cfg = small(mini, iterations=7, method=row('g2rpo_accumulate', granularities=(1, 2), ema=.9))
     train(cfg, left_of_right, PROMPTS, tmp_path/'run', policy=policy, on_iteration=keep)
     kept = dict(FluxTransformer2DModel.from_pretrained(tmp_path/'run'/'weights').named_parameters())
-    for name in list(base)[:6]:      # one update, at step 7: decay 8/17
-        torch.testing.assert_close(kept[name], base[name] + 9/17*(last[name] - base[name]))
+    for name in list(base)[:6]:      # decay 8/17, twice
+        torch.testing.assert_close(kept[name], base[name] + (1 - (8/17)**2)*(last[name] - base[name]))
+
+def flow_grpo_average(steps, decay=.9, batches=4, accumulate=2):
+    "Flow-GRPO's loop (train_sd3.py and ema.py@ac4c86e) where each optimiser step moves a weight by 1."
+    weight = average = 0.
+    step = batch = 0
+    while step < steps:
+        batch += 1
+        if batch % accumulate == 0:
+            weight, step = weight + 1, step + 1
+        if step < steps and (step + 1) % 8 == 0:
+            average += (1 - min((1 + step)/(10 + step), decay))*(weight - average)
+    return average
+
+def test_the_average_lags_as_in_flow_grpo():
+    "Under a drift of one unit a step; averaging once an eligible step instead of twice would lag far more."
+    from types import SimpleNamespace
+    from diffusers.training_utils import EMAModel
+    lags = {}
+    for repeats in (1, 2):
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        state = SimpleNamespace(ema=EMAModel([weight], decay=.9), params=[weight], steps=0,
+                                cfg=SimpleNamespace(method=row('flow_grpo', ema_repeats=repeats)))
+        for state.steps in range(1, 101):
+            weight.data += 1
+            update_average(state)
+        lags[repeats] = 1 - state.ema.shadow_params[0].item()/100
+    assert lags[2] == pytest.approx(1 - flow_grpo_average(100)/100, abs=1e-12)
+    assert lags[2] == pytest.approx(.32, abs=.005) and lags[1] == pytest.approx(.49, abs=.005)
 
 def prepared(mini, policy, optimizer, **changes):
     "Config, state and a rollout, for calling `update_policy` alone."
