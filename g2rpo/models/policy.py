@@ -8,7 +8,7 @@ __all__ = ['Condition', 'Policy']
 # %% ../../nbs/models/01_policy.ipynb #cell-02
 import hashlib
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -235,11 +235,12 @@ class Policy:
 
     # velocities and images
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         "The precision in which the transformer computes, wherever it is called: weights stored in bf16 compute in it."
-        half = self.precision == 'bf16' or next(self.pipe.transformer.parameters()).dtype == torch.bfloat16
+        if self.precision == 'no' and next(self.pipe.transformer.parameters()).dtype == torch.float32:
+            return nullcontext()
         # the cache would be a second copy of all weights, each used once a pass
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def velocity(self,
         x: Tensor,        # latents (B, *latent_shape) float32

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIB', 'MemoryEstimate', 'weight_shards', 'prompts_per_process', 'largest_gradient_pass', 'scorer_bytes',
-           'encoder_bytes', 'resident_bytes', 'phase_bytes', 'estimate_memory']
+           'encoder_bytes', 'gathered_bytes', 'resident_bytes', 'phase_bytes', 'estimate_memory']
 
 # %% ../../nbs/plan/05_memory.ipynb #cell-02
 from dataclasses import dataclass
@@ -86,6 +86,15 @@ def encoder_bytes(
     "Bytes of the text encoders."
     return find_blueprint(cfg.model, cfg.revision).encoders*DTYPES[cfg.encoder_dtype].itemsize
 
+def gathered_bytes(
+    cfg: Config,       # `gather_once` and `gather_dtype` are used
+    facts: ModelFacts, # of its model
+) -> int:              # bytes of one process
+    "Split weights that are whole at once: all of them, or the block that computes and the one being gathered."
+    if cfg.gather_once:
+        return facts.numbers*DTYPES[cfg.gather_dtype].itemsize
+    return 2*facts.block*DTYPES[cfg.gather_dtype].itemsize//4
+
 def resident_bytes(
     cfg: Config,       # what is to run
     facts: ModelFacts, # of its model
@@ -102,7 +111,7 @@ def resident_bytes(
         reference=weights if cfg.method.kl and not cfg.lora_rank else 0,
         scorers=sum(scorer_bytes(name) for name in scorers),
         latents=prompts_per_process(cfg, world)*facts.latents,
-        blocks=2*facts.block if shards > 1 else 0,
+        blocks=gathered_bytes(cfg, facts) if shards > 1 else 0,
         buckets=facts.trained if world > shards else 0)
     if not cfg.offload:
         stays |= {'text encoders': encoder_bytes(cfg), 'VAE': facts.vae}
@@ -116,15 +125,18 @@ def phase_bytes(
     stays: dict[str, int],     # part → bytes, of what stays
     world: int,                # processes
     fused: bool,               # whether the optimiser's step is
+    again: bool,               # whether an optimiser step has several passes
 ) -> dict[str, dict[str, int]]:  # phase → part → bytes of one process
     "What each phase adds to what stays."
     shards = weight_shards(cfg, world)
     gradients = facts.trained//shards
+    added = facts.trained if cfg.gather_once and again and shards > 1 else 0   # gradients that wait for the last pass
+    held = peaks.held if shards > 1 else 0
     phases = {
         'reading of text': {},
         'rollout': dict(activations=peaks.forward),
         'decoding': dict(activations=peaks.decode),
-        'gradient pass': dict(gradients=gradients, activations=max(peaks.backward, peaks.held if shards > 1 else 0)),
+        'gradient pass': dict(gradients=gradients + added, activations=max(peaks.backward, held)),
         'optimiser step': dict(gradients=gradients, temporaries=0 if fused else peaks.step//shards)}
     if shards > 1:
         copies = 2 if stays['reference'] else 1
@@ -144,4 +156,4 @@ def estimate_memory(
     rows, again = largest_gradient_pass(cfg, world)
     peaks = trace_passes(cfg, rows, again)
     stays = resident_bytes(cfg, facts, world)
-    return MemoryEstimate(stays, phase_bytes(cfg, facts, peaks, stays, world, fused))
+    return MemoryEstimate(stays, phase_bytes(cfg, facts, peaks, stays, world, fused, again))

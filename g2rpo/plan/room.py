@@ -28,6 +28,8 @@ def memory_advice(
     gpu: bool = True,  # whether a GPU computes
 ) -> str:              # one sentence with a flag
     "What would make a run smaller."
+    if cfg.shard and cfg.gather_once and not cfg.lora_rank:
+        return 'Try --gather-once no: without all weights, and gradients of all passes, at once.'
     if not cfg.lora_rank:
         advice = 'Try --lora-rank 64 --dtype bf16: without gradients and moments of all weights'
         return advice + ('.' if cfg.shard else '; or --shard yes on several GPUs.')
@@ -54,7 +56,8 @@ def check_host_memory(
 ) -> Finding:        # fine if all can read at once
     "Main memory beside GPUs: every process of the machine reads the whole pipeline there before it moves."
     facts = model_facts(cfg)
-    need = processes*(facts.weights + facts.vae + encoder_bytes(cfg))
+    split = cfg.shard and not cfg.lora_rank               # then one process reads the weights and sends them on
+    need = (1 if split else processes)*facts.weights + processes*(facts.vae + encoder_bytes(cfg))
     readers = f'{processes} processes read' if processes > 1 else '1 process reads'
     text = f'{need/GIB:.1f} GiB of main memory while {readers} the pipeline; {free/GIB:.1f} GiB free'
     return Finding('memory', text, need < MEMORY_MARGIN*free)

@@ -8,7 +8,6 @@ __all__ = ['states_per_prompt', 'latent_bytes', 'ModelFacts', 'model_facts', 've
 
 # %% ../../nbs/plan/04_sizes.ipynb #cell-02
 import torch
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -86,13 +85,10 @@ def model_facts(
 # %% ../../nbs/plan/04_sizes.ipynb #cell-09
 def velocity_of_zero_states(
     policy: Policy,  # under the mode of a trace
-    cfg: Config,     # gives the precision
     rows: int,       # states in the pass
 ) -> Tensor:         # (rows, *latent_shape)
-    "A velocity of empty states under the autocast of `cfg`."
-    autocast = torch.autocast('cpu', torch.bfloat16, cache_enabled=False) if cfg.precision == 'bf16' else nullcontext()
-    with autocast:
-        return policy.velocity(torch.zeros(rows, *policy.latent_shape), torch.ones(rows), policy.empty_condition(rows))
+    "A velocity of empty states in the policy's precision."
+    return policy.velocity(torch.zeros(rows, *policy.latent_shape), torch.ones(rows), policy.empty_condition(rows))
 
 def forward_pass(
     policy: Policy,  # under the mode of a trace
@@ -101,7 +97,7 @@ def forward_pass(
 ) -> Tensor:         # (rows, *latent_shape)
     "A pass as in a rollout."
     with torch.no_grad():
-        return velocity_of_zero_states(policy, cfg, rows)
+        return velocity_of_zero_states(policy, rows)
 
 def gradient_pass(
     policy: Policy,  # under the mode of a trace
@@ -109,7 +105,7 @@ def gradient_pass(
     rows: int,       # states in the pass
 ) -> None:
     "A pass with gradient and its backward pass; gradients are added to those that are there."
-    v = velocity_of_zero_states(policy, cfg, rows)
+    v = velocity_of_zero_states(policy, rows)
     if cfg.method.kl:
         forward_pass(policy, cfg, rows)
     v.square().mean().backward()
@@ -161,7 +157,7 @@ def _passes(cfg: Config, rows: int, again: bool) -> PassPeaks:
     policy = weightless_policy(cfg, mode)
     with mode:
         return PassPeaks(
-            held=peak_bytes(lambda: velocity_of_zero_states(policy, cfg, rows)),
+            held=peak_bytes(lambda: velocity_of_zero_states(policy, rows)),
             backward=trace_backward(policy, cfg, rows, again),
             step=trace_step(policy),
             forward=peak_bytes(lambda: forward_pass(policy, cfg, cfg.batch_size)),

@@ -108,10 +108,6 @@ class Config:
 
     def _check_split_passes(self):
         "Split weights are gathered by all processes at once, so all of them need the same number of passes."
-        for name, default in dict(hybrid=False, gather_once=False, gather_dtype='fp32').items():
-            if getattr(self, name) != default and not self.shard:
-                raise InputError(f'{name}={getattr(self, name)!r} and shard=False contradict each other: '
-                                 'only split weights are gathered; use shard=True.')
         fraction = self.method.timestep_fraction
         if self.shard and fraction < 1 and self.grad_batch_size > 1:
             raise InputError(

@@ -159,8 +159,9 @@ def check_first_ratio(
     problem = f'the ratio before the first update is off by {off:.2g}'
     if off > limit:
         allowed = f', more than {limit:.2g}' if limit else ', not 1'
-        raise RunStopped(f'{problem}{allowed}: rollout and update compute different things. '
-                         f'Suspect {suspect_operation(policy, batch)}.')
+        # split weights are gathered by all processes, which would not try the same
+        suspect = 'attention or matrix products' if state.cfg.shard else suspect_operation(policy, batch)
+        raise RunStopped(f'{problem}{allowed}: rollout and update compute different things. Suspect {suspect}.')
     if accelerator.is_main_process:
         warnings.warn(f'{problem}, which a kernel chosen by whether there is a gradient explains.')
 
