@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_REWARDS', 'DEFAULT_SEEDS', 'NEUTRAL_PARAMETERS', 'experiment_config', 'script_processes', 'resolve_launcher',
-           'resolve_parameters', 'LaunchPlan', 'repro_command', 'launch_plan', 'study_bytes', 'check_study_disk',
+           'resolve_parameters', 'LaunchPlan', 'command_line', 'launch_plan', 'study_bytes', 'check_study_disk',
            'result_file']
 
 # %% ../../nbs/study/13_defaults.ipynb #cell-02
@@ -89,7 +89,7 @@ class LaunchPlan:
     folder: Path     # of the study
     command: str     # that starts them
 
-def repro_command(
+def command_line(
     name: str,         # of the notebook
     parameters: dict,  # resolved ones of the notebook
     declared: dict,    # name → default in the notebook
@@ -111,7 +111,7 @@ def launch_plan(
     launcher, workers = parameters['launcher'], parameters['workers']
     at_once = dict(slurm=jobs, inline=workers).get(launcher, 1)
     processes = 1 if launcher == 'inline' else workers
-    command = repro_command(name, parameters, declared)
+    command = command_line(name, parameters, declared)
     return LaunchPlan(processes, min(at_once, jobs), Path(parameters['folder']), command)
 
 # %% ../../nbs/study/13_defaults.ipynb #cell-14

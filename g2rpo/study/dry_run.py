@@ -184,6 +184,7 @@ def _run_findings(jobs: list[RunSpec], folder: Path) -> Iterator[Finding]:
         text = f'{name}: {spent["iterations"]:.0f} iterations by two processes, {spent["nfe"]:.0f} equivalents, {gain}'
         yield Finding('rehearsal', text, spent['iterations'] == 2)
 
+# %% ../../nbs/study/14_dry_run.ipynb #cell-20
 def static_findings(
     setting: ExperimentConfig,  # a setting
     rows: dict[str, Method],    # methods by name
@@ -204,6 +205,7 @@ def static_findings(
     yield from _memory_findings(one_of_each, setting.published, launch.processes)
     yield check_study_disk(jobs, launch.at_once, launch.folder)
 
+# %% ../../nbs/study/14_dry_run.ipynb #cell-21
 def rehearse(
     setting: ExperimentConfig,  # a setting
     rows: dict[str, Method],    # methods by name
