@@ -44,7 +44,7 @@ class Run:
     random: dict | None = None    # random states before the iteration in progress, which may be dropped
     lock: object = None           # filelock's, of the folder
     final_weights: bool = True    # write its weights when it ends
-    progress: object = None       # tqdm's bar, while the run is running
+    progress: object = None       # tqdm's bar, while it runs
 
     @property
     def cfg(self) -> Config:

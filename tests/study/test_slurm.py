@@ -143,7 +143,7 @@ def lost(images, prompts):
     return left(images, prompts)
 
 def slow_disk(path):
-    time.sleep(.2)
+    time.sleep(.4)
     fsync(path)
 
 def save(*args):
@@ -199,12 +199,16 @@ def restarts(folder):
 def rows_so_far(folder): return sum(count_lines(file) for file in folder.glob('trained/*/metrics.jsonl'))
 
 def pre_empt(folder, draw, alive):
-    "Let a job of the high partition take the node, some moment after another iteration is done."
+    "Let a job of the high partition take the node, some moment after another iteration is done; how many did."
     before = rows_so_far(folder)
-    until(lambda: rows_so_far(folder) > before or not alive(), 120, 'another iteration')
+    until(lambda: rows_so_far(folder) > before or not alive(), 400, 'another iteration')
     time.sleep(draw.uniform(0, 2))
-    if alive():
-        answer('sbatch', '--partition=high', '--ntasks=2', '--output=/dev/null', '--wait', '--wrap', 'sleep 1')
+    if not alive():
+        return 0
+    options = '--parsable', '--partition=high', '--ntasks=2', '--output=/dev/null'
+    job = answer('sbatch', *options, '--wrap', 'true').strip()
+    until(lambda: job not in answer('squeue', '-h', '-o', '%i').split(), 120, 'the end of the other job')
+    return 1
 
 class Waiting(Thread):
     "A study that is waited for beside the test."
@@ -230,12 +234,12 @@ def test_pre_empted_again_and_again(here, mini):
     jobs, draw = study_jobs(mini), random.Random(0)
     straight = Study(here/'straight', 'slurm', seconds=.5).results(jobs)
     assert set(restarts(here/'straight').values()) == {0} and not (here/'heard').exists()
-    waiting, heard = Waiting(Study(here/'runs', 'slurm', seconds=.5), jobs), []
+    waiting, heard, others = Waiting(Study(here/'runs', 'slurm', seconds=.5), jobs), [], 0
     waiting.start()
-    while waiting.is_alive() and (len(heard) < 6 or len(set(heard)) < 2):
-        pre_empt(here/'runs', draw, waiting.is_alive)
+    while waiting.is_alive() and (others < 5 or len(set(heard)) < 2):
+        others += pre_empt(here/'runs', draw, waiting.is_alive)
         heard = (here/'heard').read_text().splitlines() if (here/'heard').exists() else []
-    waiting.join(300)
+    waiting.join(900)
     assert waiting.records, 'the study was not finished'
     again = restarts(here/'runs')
     assert sum(again.values()) >= 5 and set(heard) == {'in an iteration', 'in a save'}, (again, heard)
