@@ -131,6 +131,7 @@ def _check_tasks(folder: Path, jobs: list[RunSpec], tasks: dict[str, str], befor
                              'Tasks that are queued go on.')
     return over
 
+# %% ../../nbs/study/08_slurm.ipynb #cell-14
 def run_slurm(
     config: LaunchConfig,  # folder and seconds
     jobs: list[RunSpec],   # jobs without a result

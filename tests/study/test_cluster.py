@@ -147,7 +147,7 @@ def test_which_tasks_are_queued_again(tmp_path):
     assert attempt(tmp_path, 75, restarts=2) == 75 and failed.read_text() == '75\n'
     assert attempt(tmp_path, 137) == 0 and not failed.exists()
     assert attempt(tmp_path, 139, restarts=1) == 139 and mark.read_text() == '137\n139\n'
-    assert (tmp_path/'requeued').read_text() == 'requeue 12\n'*3
+    assert (tmp_path/'requeued').read_text() == 'requeue 11_0\n'*3
     assert attempt(tmp_path, 0) == 0 and not mark.exists() and not failed.exists()
 
 def test_what_srun_is_asked(tmp_path):
@@ -230,7 +230,7 @@ def test_a_study_is_a_job_array(here, mini, monkeypatch):
     first = Study(here/'runs', 'slurm', seconds=.5).results(jobs)
     log = (here/'log').read_text()
     assert [record['places']['iterations']['iterations'] for record in first] == [4, 4], log
-    assert (here/'requeued').read_text() == 'requeue 90\n', log
+    assert (here/'requeued').read_text() == 'requeue 9_0\n', log
     assert '--array=0-1' in (here/'submitted').read_text() and count_lines(here/'submitted') == 1
     assert Study(here/'runs', 'slurm').results(jobs) == first and count_lines(here/'submitted') == 1
 
