@@ -22,6 +22,7 @@ from .slurm import run_slurm
 from .workers import error_line, LaunchConfig, live_text, progress_text, run_pool
 from .workers import single_threaded, write_specs
 from ..training.distributed import init_processes
+from ..training.signals import SignalHandler
 
 # %% ../../nbs/study/07_launch.ipynb #cell-05
 def run_inline(
@@ -49,7 +50,7 @@ def accelerate_command(
     launch = ['-m', 'accelerate.commands.launch', '--config_file', str(repo_root()/'configs'/'one_node.yaml')]
     gpus = ','.join(map(str, range(config.workers)))
     processes = ['--num_processes', str(config.workers), '--gpu_ids', gpus]
-    return [sys.executable, *launch, *processes, '-m', 'g2rpo.study.launch', str(file), str(config.folder)]
+    return [sys.executable, *launch, *processes, '-m', 'g2rpo.study', str(file), str(config.folder)]
 
 def _run_command(command: list[str], log: Path, report, seconds: float) -> int:
     "Run a command with its output in `log`, call `report` on the way; its exit code. It ends with this process."
@@ -145,15 +146,13 @@ def run_from_file(
 ) -> int:             # 0: done; 1: stopped; 2: refused; 75: ended by a signal, to be taken up again
     "Run one job of a description, as one of the processes of this run."
     try:
-        description = read_json(argv[0])[int(argv[2]) if len(argv) > 2 else 0]
-        job = spec_from_dict(description)
-        run_job(job, argv[1], device=str(init_processes(job.cfg.ddp_timeout).device))
+        with SignalHandler() as stop, stop.may_interrupt():
+            description = read_json(argv[0])[int(argv[2]) if len(argv) > 2 else 0]
+            job = spec_from_dict(description)
+            run_job(job, argv[1], device=str(init_processes(job.cfg.ddp_timeout).device))
     except (InputError, RunStopped) as error:
         print(f'g2rpo: {error}', flush=True)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 75
     return 0
-
-if __name__ == '__main__' and '__file__' in globals():
-    sys.exit(run_from_file(sys.argv[1:]))

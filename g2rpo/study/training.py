@@ -6,8 +6,6 @@
 __all__ = ['training_lock', 'snapshot_file', 'save_snapshot', 'load_snapshot', 'resumable_iteration', 'train_to']
 
 # %% ../../nbs/study/02_training.ipynb #cell-02
-import fcntl
-import os
 import shutil
 import torch
 from collections.abc import Iterator
@@ -19,7 +17,8 @@ from ..files import read_jsonl
 from ..training import checkpoint
 from ..training.checkpoint import full_tensor
 from ..training.config import Config, open_policy
-from ..training.distributed import init_processes
+from ..training.distributed import broadcast, init_processes, raise_on_all_ranks
+from ..training.run_dir import take_lock
 from ..training.trainer import train
 
 # %% ../../nbs/study/02_training.ipynb #cell-05
@@ -28,17 +27,16 @@ def training_lock(
     home: Path,       # folder of the training
 ) -> Iterator[None]:  # for a `with` block
     "Hold a training for the processes of one job; wait while another job has it."
-    state = init_processes()
-    if state.is_main_process:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(home.with_suffix('.lock'), os.O_CREAT | os.O_RDWR)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    state.wait_for_everyone()
+    state, lock = init_processes(), None
+    home.parent.mkdir(parents=True, exist_ok=True)
+    def taken(): return take_lock(home.with_suffix('.lock'), 30) if state.is_main_process else None
     try:
+        while not broadcast(lock is not None, state):
+            lock = raise_on_all_ranks(state, taken)
         yield
     finally:
-        if state.is_main_process:
-            os.close(handle)
+        if lock is not None:
+            lock.release()
 
 # %% ../../nbs/study/02_training.ipynb #cell-07
 def snapshot_file(
@@ -61,7 +59,9 @@ def save_snapshot(
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix('.part')
     save_file(trained, part)
+    checkpoint.fsync(part)
     part.rename(file)
+    checkpoint.fsync(file.parent)
 
 def load_snapshot(
     policy,                      # with the same architecture
@@ -96,20 +96,25 @@ def _clear_training(home: Path) -> None:
 # %% ../../nbs/study/02_training.ipynb #cell-10
 def _train_and_keep(cfg: Config, missing: list[int], home: Path, start: int | None, device: str) -> None:
     "Train `cfg` in `home` from checkpoint `start` and keep its weights at the iterations `missing`."
-    from g2rpo.rewards.load import load_rewards
-    from g2rpo.training.prompts import load_prompts
-    policy = open_policy(cfg, device)
+    rewards, prompts, policy = raise_on_all_ranks(init_processes(), lambda: _load(cfg, device))
+    last = cfg.iterations
     def keep(row):
         done = row['iteration'] + 1
-        if done in missing:
+        if done in missing and not (done == last and cfg.method.ema):
             save_snapshot(policy, snapshot_file(home, done))
-    rewards, prompts = load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards)
-    override = 'iterations', 'save_every'
-    result = train(cfg, rewards, prompts, home, policy=policy, on_iteration=keep, resume=start, override=override)
-    if len(result.metrics) < cfg.iterations:   # a signal ended it
+    result = train(cfg, rewards, prompts, home, policy=policy, on_iteration=keep, resume=start,
+                   override=('iterations', 'save_every'), final_weights=False)
+    if len(result.metrics) < last:       # a signal ended it, and the checkpoint is written
+        init_processes().wait_for_everyone()
         raise KeyboardInterrupt
-    if cfg.method.ema:                         # the policy now has the averaged weights, with which a run ends
-        save_snapshot(policy, snapshot_file(home, cfg.iterations))
+    if cfg.method.ema:                   # the policy now has the averaged weights, with which a run ends
+        save_snapshot(policy, snapshot_file(home, last))
+
+def _load(cfg: Config, device: str) -> tuple:
+    "Rewards, prompts and policy of a config; what is missing is said before the policy is loaded."
+    from g2rpo.rewards.load import load_rewards
+    from g2rpo.training.prompts import load_prompts
+    return load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), open_policy(cfg, device)
 
 # %% ../../nbs/study/02_training.ipynb #cell-11
 def train_to(
@@ -122,7 +127,8 @@ def train_to(
     asked = [n for n in sorted(ends) if n]
     missing = [n for n in asked if not snapshot_file(home, n).exists()]
     if missing:
-        start = resumable_iteration(home, missing[0])
+        averages = cfg.method.ema and missing[0] == asked[-1]       # only the average at the end may be missing
+        start = resumable_iteration(home, missing[0] + 1 if averages else missing[0])
         if not start:
             missing = asked
             _clear_training(home)

@@ -138,14 +138,15 @@ def write_specs(
     jobs: list[RunSpec],  # jobs to be described
     name: str,            # of the file, without suffix
 ) -> Path:                # JSON file, a list of descriptions
-    "Describe jobs in a file that `python -m g2rpo.study.launch` reads."
+    "Describe jobs in a file that `python -m g2rpo.study` reads."
     return write_json(Path(folder)/'jobs'/f'{name}.json', [asdict(job) for job in jobs])
 
 def error_line(
     log: Path,  # what a process printed
 ) -> str:       # at most 300 characters
     "The line of a log that names the error; the last one if none does."
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    text = log.read_text(encoding='utf-8', errors='replace') if log.exists() else ''
+    lines = [line for line in text.splitlines() if line.strip()]
     for mark in ('g2rpo: ', 'Error: '):
         for line in reversed(lines):
             if mark in line and 'ChildFailed' not in line:   # torchrun's own error comes last and says nothing

@@ -6,7 +6,6 @@
 __all__ = ['LOST_PROCESS_TEXTS', 'Run', 'LostProcess', 'on_train_end', 'finish_run', 'lost_process', 'running']
 
 # %% ../../nbs/training/15_run.ipynb #cell-02
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -44,9 +43,10 @@ class Run:
     began: float = field(default_factory=time.time)       # seconds since 1970; earlier by what was done before resuming
     saved: int = 0                # iterations in the last checkpoint
     random: dict | None = None    # random states before the iteration in progress, which may be dropped
-    lock: int | None = None       # handle of the folder
-    progress: object = None       # tqdm's bar, while the run is running
-    timer: PhaseTimer | None = None   # of its phases, while the run is running
+    lock: object = None           # filelock's, of the folder
+    final_weights: bool = True    # write its weights when it ends
+    progress: object = None       # tqdm's bar, while it runs
+    timer: PhaseTimer | None = None  # of its phases, while the run is running
 
     @property
     def cfg(self) -> Config:
@@ -177,7 +177,7 @@ class Run:
     def release_lock(self) -> None:
         "Let others have the folder."
         if self.lock is not None:
-            os.close(self.lock)
+            self.lock.release()
         self.lock = None
 
 # %% ../../nbs/training/15_run.ipynb #cell-07
@@ -206,13 +206,15 @@ def finish_run(
     stop: SignalHandler,             # whether it was asked to end
     problem: BaseException | None,   # what ended it, if not the last iteration or a signal
 ) -> None:
-    "Save, hand back the policy, write its weights, and release folder and trackers."
+    "Save, hand back the policy, write weights, release the folder."
     run.progress.close()
-    if not problem:
-        on_train_end(run, stop)
-    whole = run.done and not stop.forced and (problem is None or isinstance(problem, RunStopped))
-    release_policy(run.policy, run.state, run.out if whole else None)
-    run.release_lock()
+    try:
+        if not problem:
+            on_train_end(run, stop)
+        whole = run.done and not stop.forced and (problem is None or isinstance(problem, RunStopped))
+        release_policy(run.policy, run.state, run.out if whole and run.final_weights else None)
+    finally:
+        run.release_lock()
     for tracker in run.accelerator.trackers:
         tracker.finish()
 
@@ -233,7 +235,7 @@ def lost_process(
 def running(
     run: Run,  # ready for its next iteration
 ) -> Iterator[SignalHandler]:   # whether it is asked to end
-    "Iterations happen inside: signals are noted, progress is shown, and however they end, the run is finished."
+    "Iterations happen inside; signals are noted, and however they end, the run is finished."
     from tqdm.auto import tqdm
     quiet = {} if run.accelerator.is_main_process else dict(disable=True)      # otherwise TQDM_DISABLE decides
     run.progress = tqdm(initial=run.done, total=run.cfg.iterations, desc=run.cfg.method.name, **quiet)

@@ -77,11 +77,13 @@ def train(
     override: Iterable[str] = (),         # fields of `cfg` that may differ from the run's, such as 'iterations'
     panel: Panel | None = None,           # held-out prompts and scorers to look at on the way
     on_iteration: Callable | None = None, # called with the metrics (a dictionary) of each iteration
+    final_weights: bool = True,           # write `out`/weights when it ends, early or not
     device: str | None = None,            # 'cpu', 'cuda:0', ...; None: that of `policy`, or this process's own
 ) -> TrainResult:                         # metrics (a row an iteration), the trained policy, the folder
     "Train a policy on rewards: roll out, score, credit, update, record. Ctrl-C or SIGTERM end it early, to be resumed."
     cfg, rewards, prompts, policy = resolve_inputs(cfg, rewards, prompts, policy, weights, device)
     run = setup_run(cfg, policy, rewards, prompts, Path(out) if out else None, resume, override, panel)
+    run.final_weights = final_weights
     with running(run) as stop:
         for iteration in run.iterations(stop):
             ledger = replace(run.ledger)

@@ -4,14 +4,17 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from g2rpo import METHODS
-from g2rpo.errors import RunStopped
+from g2rpo.errors import InputError, RunStopped
+from g2rpo.study.cluster import SlurmConfig, batch_script, read_slurm_config
 from g2rpo.study.job import RunSpec
 from g2rpo.study.launch import Study
+from g2rpo.study.workers import write_specs
 from g2rpo.training.evaluate import EvalConfig
 from helpers import count_lines, free_port, small
 
@@ -61,7 +64,8 @@ def test_accelerate_launches_two_processes(here, mini):
     assert json.loads((here/'run'/'config.json').read_text())['processes'] == 2
     assert count_lines(here/'run'/'metrics.jsonl') == 1
 
-SRUN = f'''shift
+NO_OPTIONS = 'while [[ "$1" == --* ]]; do shift; done'      # of srun
+SRUN = f'''{NO_OPTIONS}
 {TASK} "$@" & child=$!
 if [ ! -e requeued ]; then
     until [ -s run/metrics.jsonl ]; do sleep .1; done
@@ -92,11 +96,12 @@ def test_a_bad_job_is_not_queued_again(here):
 
 def slurm_array(here):
     "An array of two tasks that run one after another when they are submitted; the first is pre-empted once."
-    place, script = (shlex.quote(str(path)) for path in (here, ROOT/'scripts'/'study.sbatch'))
-    names = 'SLURM_JOB_NODELIST=localhost SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i'
+    place = shlex.quote(str(here))
+    names = 'SLURM_JOB_NODELIST=localhost SLURM_JOB_ID=9$i SLURM_ARRAY_JOB_ID=9 SLURM_ARRAY_TASK_ID=$i'
     sbatch = f'''echo "$@" >> {place}/submitted
+script=$4
 shift 4
-task() {{ {names} bash {script} "$@"; }}
+task() {{ {names} bash "$script" "$@"; }}
 tasks() {{
     for i in 0 1; do
         until task "$@" && [ ! -e {place}/again ]; do rm {place}/again || exit 1; done
@@ -104,7 +109,7 @@ tasks() {{
 }}
 ( tasks "$@"; touch {place}/over ) >/dev/null 2>&1 &
 echo "9;cluster"'''
-    srun = f'''shift
+    srun = f'''{NO_OPTIONS}
 {TASK} "$@" & child=$!
 if [ ! -e {place}/requeued ]; then
     until [ -s {place}/runs/trained/*/metrics.jsonl ]; do sleep .1; done
@@ -113,7 +118,106 @@ fi
 wait $child'''
     scontrol = (f'if [ "$1" = show ]; then echo localhost; '
                 f'else echo "$@" >> {place}/requeued; touch {place}/again; fi')
-    return dict(sbatch=sbatch, squeue=f'[ -e {place}/over ] || echo RUNNING', srun=srun, scontrol=scontrol)
+    return dict(sbatch=sbatch, squeue=f'[ -e {place}/over ] || echo 9_0 9_1', srun=srun, scontrol=scontrol)
+
+def attempt(here, code, restarts=0):
+    "One attempt of a task of a study, in a folder with a space, whose processes end with `code`; its exit code."
+    script = here/'study.sbatch'
+    config = SlurmConfig(requeues=2, retries=1, before=('export BEFORE="a b"',),
+                         container=('env', 'IMAGE=my image.sif'))
+    script.write_text(batch_script(config, ROOT/'scripts'/'study.sbatch'))
+    assert subprocess.run(['bash', '-n', script]).returncode == 0
+    scontrol = 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi'
+    if not (here/'bin').exists():
+        with_commands(here, scontrol=scontrol, srun='printf "%s\\n" "$BEFORE" "$@" > asked; exit $CODE')
+    env = ENV | dict(PATH=os.pathsep.join([str(here/'bin'), ENV['PATH']]), CODE=str(code), SLURM_JOB_ID='12',
+                     SLURM_ARRAY_JOB_ID='11', SLURM_ARRAY_TASK_ID='0', SLURM_RESTART_COUNT=str(restarts),
+                     SLURM_JOB_NODELIST='localhost', SLURM_CPUS_PER_TASK='3')
+    (here/'a study'/'jobs').mkdir(parents=True, exist_ok=True)
+    return run(['bash', script, 'jobs of a study.json', 'a study'], here, env).returncode
+
+def test_which_tasks_are_queued_again(tmp_path):
+    "Asked to end: up to `requeues` times. A process lost: up to `retries` times. Its own fault: never."
+    failed, mark = tmp_path/'a study'/'jobs'/'11_0.failed', tmp_path/'a study'/'jobs'/'11_0.lost'
+    assert attempt(tmp_path, 0) == 0 and not failed.exists() and not (tmp_path/'requeued').exists()
+    for code in (1, 2):
+        assert attempt(tmp_path, code) == code and failed.read_text() == f'{code}\n'
+    assert not (tmp_path/'requeued').exists()
+    assert attempt(tmp_path, 75) == attempt(tmp_path, 75, restarts=1) == 0 and not failed.exists()
+    assert attempt(tmp_path, 75, restarts=2) == 75 and failed.read_text() == '75\n'
+    assert attempt(tmp_path, 137) == 0 and not failed.exists()
+    assert attempt(tmp_path, 139, restarts=1) == 139 and mark.read_text() == '137\n139\n'
+    assert (tmp_path/'requeued').read_text() == 'requeue 11_0\n'*3
+    assert attempt(tmp_path, 0) == 0 and not mark.exists() and not failed.exists()
+
+def test_what_srun_is_asked(tmp_path):
+    "Lines of before, options, the container's words and the task's, each whole whatever it holds."
+    attempt(tmp_path, 0)
+    before, *words = (tmp_path/'asked').read_text().splitlines()
+    assert before == 'a b' and words[:3] == ['--cpus-per-task=3', '--kill-on-bad-exit=0', '--wait=60']
+    assert words[3:6] == ['env', 'IMAGE=my image.sif', 'bash']
+    assert words[-4:] == ['g2rpo', 'jobs of a study.json', 'a study', '0']
+
+@pytest.mark.parametrize('name', ['study', 'train'])
+def test_scripts_say_the_defaults(name):
+    "A batch script that is submitted by hand asks for what `SlurmConfig` has as defaults."
+    script = ROOT/'scripts'/f'{name}.sbatch'
+    assert subprocess.run(['bash', '-n', script]).returncode == 0
+    def parts(text):
+        lines = text.splitlines()
+        settings = lines[lines.index('# settings'):lines.index('# end of settings')]
+        return {line for line in lines if line.startswith('#SBATCH')}, set(settings)
+    assert parts(script.read_text()) == parts(batch_script(SlurmConfig(), script))
+
+BAD_TOML = {
+    'partiton = "a"': "partiton='a' is not known; the keys are partition", 'nodes = "2"': "nodes='2' must be a whole",
+    'nodes = true': 'nodes=True must be a whole', 'offline = 1': 'offline=1 must be true or false',
+    'before = "module load cuda"': 'must be a list of texts', 'options = [1]': r'options=\[1\] must be a list',
+    'nodes = 0': 'nodes=0 must be at least 1', 'retries = -1': 'retries=-1 must be at least 0',
+    'time = 24:00:00': 'cannot be read', 'time = 10:00:00': 'must be a text', 'account = "a b"': 'has a space',
+    'before = ["a\\nb"]': 'each line of bash',
+    'gres = "gpu:8"': 'both ask for GPUs', 'nodes =': 'cannot be read', '[low]': 'low={} is not known'}
+
+@pytest.mark.parametrize('text', BAD_TOML)
+def test_a_description_is_read_strictly(tmp_path, text):
+    "One line that names file, key and value."
+    file = tmp_path/'slurm.toml'
+    file.write_text(text + '\n')
+    with pytest.raises(InputError, match=BAD_TOML[text]) as refused:
+        read_slurm_config(file)
+    assert str(file) in str(refused.value) and '\n' not in str(refused.value)
+
+def test_a_description_that_is_no_file_is_refused(tmp_path):
+    (tmp_path/'latin').write_bytes(b'account = "\xe9"')
+    for name in ('none', '', 'latin'):
+        with pytest.raises(InputError, match='cannot be read'):
+            read_slurm_config(tmp_path/name)
+
+SLOW_REWARD = '''import time
+def slow(images, prompts):
+    print('scoring', flush=True)
+    time.sleep(60)
+'''
+
+@pytest.mark.parametrize('where', ['importing', 'scoring'])
+def test_a_signal_before_the_first_iteration_gives_75(tmp_path, mini, where):
+    "While torch is imported, and while the judges are tried."
+    (tmp_path/'late.py').write_text(SLOW_REWARD)
+    judge = EvalConfig(('a sign',), T=4, scorers=('late:slow',))
+    file = write_specs(tmp_path, [RunSpec('g2rpo', small(mini, rewards=('saturation',)), judge, 0, 2)], 'one')
+    command = [sys.executable, '-m', 'g2rpo.study', file, tmp_path/'runs']
+    task = subprocess.Popen([*map(str, command)], cwd=tmp_path, env=ENV | dict(ACCELERATE_USE_CPU='true'),
+                            stdout=subprocess.PIPE, text=True)
+    try:
+        if where == 'scoring':
+            assert task.stdout.readline() == 'scoring\n'
+        else:
+            time.sleep(.7)
+        task.terminate()
+        assert task.wait(30) == 75
+    finally:
+        task.kill()
+        task.communicate()
 
 @pytest.mark.slow
 def test_a_study_is_a_job_array(here, mini, monkeypatch):
@@ -140,5 +244,5 @@ def test_an_array_that_is_over_without_results_is_not_waited_for(here, monkeypat
     "A controller that does not answer is asked again."
     monkeypatch.setenv('PATH', with_commands(here, sbatch='echo 9', squeue=SQUEUE)['PATH'])
     monkeypatch.chdir(here)
-    with pytest.raises(RunStopped, match='1 runs have no result'):
+    with pytest.raises(RunStopped, match='task 9_0, g2rpo with seed 0, is over and has no result'):
         Study(here/'runs', 'slurm', seconds=.1).results([RunSpec('g2rpo', small('tiny'), EvalConfig(('x',)), 0, 2)])

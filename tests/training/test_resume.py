@@ -307,7 +307,7 @@ def test_a_checkpoint_says_what_it_was_written_by(go, tmp_path):
 
 def test_nothing_in_a_run_is_a_pickle(go, tmp_path):
     go(tmp_path/'a', 1)
-    assert {f.suffix for f in (tmp_path/'a').rglob('*') if f.is_file()} == {'.json', '.jsonl', '.safetensors'}
+    assert {f.suffix for f in (tmp_path/'a').rglob('*') if f.is_file()} == {'.json', '.jsonl', '.safetensors', '.lock'}
 
 def test_what_is_not_finite_is_left_out_counted_and_named(go, tmp_path):
     calls = []
