@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['device_of', 'make_panel', 'train_command', 'calibrate_command', 'evaluated_config', 'evaluate_command', 'new_folder',
-           'demo_command', 'doctor_command', 'is_prompt_set', 'fetch_command', 'convert_command', 'repro_command']
+           'demo_command', 'doctor_command', 'certify_command', 'is_prompt_set', 'fetch_command', 'convert_command',
+           'repro_command']
 
 # %% ../../nbs/cli/05_commands.ipynb #cell-02
 from dataclasses import replace
@@ -99,7 +100,8 @@ def evaluate_command(args) -> None:  # args: what argparse found
     prompts = load_prompts(args.prompts, args.scorers) if args.prompts else sign_prompts('test')
     policy, scorers = open_policy(cfg, device), load_rewards(args.scorers, device)
     size = policy.height, policy.width
-    protocol = EvalConfig(tuple(prompts), args.seeds, args.T, *size, args.scorers, scorer_hashes(scorers))
+    precision = args.precision or ('no' if device == 'cpu' else cfg.precision)
+    protocol = EvalConfig(tuple(prompts), args.seeds, args.T, *size, args.scorers, scorer_hashes(scorers), precision)
     base = evaluate(policy, protocol, scorers, cfg.batch_size)
     tuned = evaluate(load_weights(policy, Path(args.run)/'weights'), protocol, scorers, cfg.batch_size)
     print(f'protocol {protocol.id()}: {len(prompts)} prompts × {len(args.seeds)} seeds, {args.T} steps, '
@@ -141,6 +143,19 @@ def doctor_command(args) -> int:  # args: what argparse found
     return 0 if fine else 1
 
 # %% ../../nbs/cli/05_commands.ipynb #cell-12
+def certify_command(args) -> int:  # args: what argparse found
+    "`g2rpo certify`."
+    cfg = typed_config(args)
+    if Path(args.out).exists():
+        raise InputError(f'out={args.out!r} exists; choose another file.')
+    from g2rpo.plan.certify import certify
+    from g2rpo.training.distributed import init_processes
+    found = certify(cfg, device_of(args, cfg.ddp_timeout), args.out, args.random)
+    if init_processes().is_main_process:
+        print(*found.findings, f'The certificate is in {args.out}', sep='\n')
+    return 0 if all(finding.fine for finding in found.findings) else 1
+
+# %% ../../nbs/cli/05_commands.ipynb #cell-13
 def is_prompt_set(args) -> bool:  # args: what argparse found
     "Whether what is asked for is a set of prompts, which has one place."
     from g2rpo.training.prompts import PROMPT_SETS
@@ -149,7 +164,7 @@ def is_prompt_set(args) -> bool:  # args: what argparse found
                          'leave it, or set G2RPO_ASSETS.')
     return args.asset in PROMPT_SETS
 
-# %% ../../nbs/cli/05_commands.ipynb #cell-13
+# %% ../../nbs/cli/05_commands.ipynb #cell-14
 def fetch_command(args) -> None:  # args: what argparse found
     "`g2rpo fetch`."
     from g2rpo.rewards.checkpoints import fetch_asset
@@ -157,7 +172,7 @@ def fetch_command(args) -> None:  # args: what argparse found
     place = fetch_prompts(args.asset) if is_prompt_set(args) else fetch_asset(args.asset, args.out)
     print(f'{args.asset} is in {place}')
 
-# %% ../../nbs/cli/05_commands.ipynb #cell-14
+# %% ../../nbs/cli/05_commands.ipynb #cell-15
 def convert_command(args) -> None:  # args: what argparse found
     "`g2rpo convert`."
     from g2rpo.rewards.checkpoints import convert_asset
@@ -171,7 +186,7 @@ def convert_command(args) -> None:  # args: what argparse found
         place = convert_asset(args.asset, args.files[0], args.out)
     print(f'{args.asset} is in {place}')
 
-# %% ../../nbs/cli/05_commands.ipynb #cell-15
+# %% ../../nbs/cli/05_commands.ipynb #cell-16
 def repro_command(args) -> int:  # args: what argparse found
     "`g2rpo repro`."
     from g2rpo.study.reproduction import reproduce

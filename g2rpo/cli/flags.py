@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIG_FIELDS', 'METHOD_FIELDS', 'CALIBRATION_FIELDS', 'DEMO_FLAGS', 'CALIBRATE_FLAGS', 'only', 'LineParser',
-           'dashed', 'add_device_flag', 'add_run_flags', 'add_train', 'add_doctor', 'add_demo', 'add_calibrate',
-           'add_assets', 'add_repro', 'add_evaluate', 'build_parser']
+           'dashed', 'add_device_flag', 'add_run_flags', 'add_train', 'add_doctor', 'add_certify', 'add_demo',
+           'add_calibrate', 'add_assets', 'add_repro', 'add_evaluate', 'build_parser']
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-02
 import argparse
@@ -19,7 +19,7 @@ CALIBRATION_FIELDS = fields_in('g2rpo.training.calibrate', 'Calibration')
 DEMO_FLAGS = ('iterations', 'seed', 'lr', 'group_size', 'granularities', 'eta')     # of the demo
 CALIBRATE_FLAGS = (      # fields of Config that matter to a calibration
     'preset', 'model', 'height', 'width', 'max_tokens', 'prompts', 'rewards', 'batch_size', 'guidance_scale', 'shift',
-    'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')
+    'precision', 'dtype', 'lora_rank', 'encoder_dtype', 'offload', 'cache', 'revision', 'attention', 'compiled')
 
 def only(
     fields,               # `FieldInfo`s
@@ -82,6 +82,15 @@ def add_doctor(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--out', default='runs', help='folder of runs, for its disk')
     add_run_flags(sub)
 
+def add_certify(commands) -> None:  # commands: sub-parsers of the whole
+    "`g2rpo certify`."
+    text = ('Measure what this machine does with a run: ratio before the first update, throughput beside diffusers\' own '
+            'loop, memory against the estimate, gathers, resuming, one judged picture. Exit code 1 if one is wrong.')
+    sub = commands.add_parser('certify', help='measure what this machine does with a preset', description=text)
+    sub.add_argument('--out', default='certificate.json', help='file to write, with a picture beside it')
+    sub.add_argument('--random', action='store_true', help='random weights of the shape of --model: no checkpoint')
+    add_run_flags(sub)
+
 def add_demo(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo demo`."
     sub = commands.add_parser('demo', help='G2RPO on the embedded default, with base and tuned model compared',
@@ -141,6 +150,8 @@ def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
                      help='pixels; default: as it was trained (1024 on Flux.1-dev in the papers)')
     sub.add_argument('--width', type=int, default=0, help='pixels; default: as it was trained')
     sub.add_argument('--seeds', type=int_list, default=(0, 1), help='noise seeds, such as 0,1')
+    sub.add_argument('--precision', default=None, choices=('no', 'bf16'),
+                     help='autocast of the transformer; default: no on a CPU, that of the run on a GPU')
     add_device_flag(sub)
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-12
@@ -150,6 +161,6 @@ def build_parser() -> LineParser:
     top = LineParser(prog='g2rpo', description='Online RL for flow-matching text-to-image models.')
     top.add_argument('--version', action='version', version=f'g2rpo {__version__}')
     commands = top.add_subparsers(dest='command', required=True, parser_class=LineParser)
-    for add in (add_train, add_doctor, add_demo, add_calibrate, add_assets, add_repro, add_evaluate):
+    for add in (add_train, add_doctor, add_certify, add_demo, add_calibrate, add_assets, add_repro, add_evaluate):
         add(commands)
     return top

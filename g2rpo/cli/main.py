@@ -7,14 +7,15 @@ __all__ = ['COMMANDS', 'main']
 
 # %% ../../nbs/cli/06_main.ipynb #cell-02
 import sys
-from .commands import (calibrate_command, convert_command, demo_command, doctor_command, evaluate_command,
-    fetch_command, repro_command, train_command)
+from .commands import (calibrate_command, certify_command, convert_command, demo_command, doctor_command,
+    evaluate_command, fetch_command, repro_command, train_command)
 from .flags import build_parser
 from ..errors import InputError, RunStopped
 
 # %% ../../nbs/cli/06_main.ipynb #cell-04
-COMMANDS = dict(repro=repro_command, train=train_command, doctor=doctor_command, calibrate=calibrate_command,
-                fetch=fetch_command, convert=convert_command, evaluate=evaluate_command, demo=demo_command)
+COMMANDS = dict(repro=repro_command, train=train_command, doctor=doctor_command, certify=certify_command,
+                calibrate=calibrate_command, fetch=fetch_command, convert=convert_command, evaluate=evaluate_command,
+                demo=demo_command)
 
 def main(
     argv: list[str] | None = None,  # words after `g2rpo`; None: those of this process

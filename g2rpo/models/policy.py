@@ -41,9 +41,9 @@ class Condition:
 # %% ../../nbs/models/01_policy.ipynb #cell-09
 class Policy:
     "A diffusers flow pipeline, all frozen until `make_trainable` says what trains."
-    encoders: tuple[str, ...]            # attributes of the pipeline: its text encoders
-    limited_tokenizers: tuple[str, ...]  # attributes of the pipeline: the tokenizers that cut at `max_tokens`
-    lora_targets: tuple[str, ...]        # modules of the transformer that LoRA adapts: attention projections
+    encoders: tuple[str, ...]            # its text encoders, attributes of the pipeline
+    limited_tokenizers: tuple[str, ...]  # its tokenizers that cut at `max_tokens`
+    lora_targets: tuple[str, ...]        # modules that LoRA adapts: attention projections
 
     def __init__(self,
         pipe,                         # diffusers pipeline
@@ -62,9 +62,9 @@ class Policy:
             raise InputError(f'{width}x{height} pixels: both sides must be multiples of {self.cell} for this pipeline.')
         self.transformer = pipe.transformer  # what computes; `accelerate` may wrap it
         self.precision = 'no'                # autocast of the transformer: no or bf16
-        self.placed = None                   # where a transformer without weights will compute
+        self.placed = None                   # where a transformer without weights is to compute
         for name in ('transformer', 'vae', *self.encoders):
-            if getattr(pipe, name) is not None:   # a pipeline built only to count sizes has no encoders
+            if getattr(pipe, name) is not None:   # one that only counts sizes has no encoders
                 getattr(pipe, name).requires_grad_(False).eval()
         if offload:
             self.move('cpu', 'vae', *self.encoders)
@@ -119,7 +119,7 @@ class Policy:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        "(tokens, channels) of one packed latent; a family that does not pack has its own."
+        "(tokens, channels) of one packed latent."
         return self.height*self.width//self.cell**2, self.pipe.transformer.config.in_channels
 
     @property
@@ -147,7 +147,7 @@ class Policy:
     def on_device(self,
         *names: str,  # attributes of the pipeline
     ):
-        "Parts of the pipeline on the transformer's device; with `offload` back in main memory afterwards."
+        "Parts on the transformer's device; with `offload` back in main memory afterwards."
         if self.offload:
             self.move(self.device, *names)
         try:
@@ -159,14 +159,13 @@ class Policy:
     # prompts
 
     def fingerprint(self) -> str:
-        "Identifies the text encoders by their weights."
+        "Identifies the text encoders."
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name in self.encoders:
                 for key, p in getattr(self.pipe, name).state_dict().items():
-                    p = p.double()
-                    sums = f'{p.sum().item():.17g} {p.abs().sum().item():.17g}'
-                    digest.update(f'{name}.{key} {tuple(p.shape)} {sums}'.encode())
+                    sums = [f'{total.item():.17g}' for total in (p.double().sum(), p.double().abs().sum())]
+                    digest.update(f'{name}.{key} {tuple(p.shape)} {" ".join(sums)}'.encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -187,13 +186,12 @@ class Policy:
         file = self.cache_file(prompt)
         if not file or not file.exists():
             return None
-        found = load_file(file)
-        return found['embeds'], found['pooled']
+        return tuple(load_file(file)[name] for name in ('embeds', 'pooled'))
 
     def encode_one(self,
         prompt: str,             # one prompt
     ) -> tuple[Tensor, Tensor]:  # embeds (L, C) and pooled (D,), float32 on the CPU
-        "Encode one prompt, alone, so that its encoding depends on no other, and keep it in the cache."
+        "Encode one prompt, alone, so that it depends on no other, and keep it in the cache."
         from safetensors.torch import save_file
         self.warn_if_cut(prompt)
         embeds, pooled = (t[0].float().cpu().contiguous() for t in self.run_encoders(prompt))   # half precision or not
@@ -208,7 +206,7 @@ class Policy:
     def warn_if_cut(self,
         prompt: str,  # one prompt
     ) -> None:
-        "Warn if `prompt` has more than `max_tokens` tokens, with the part that the encoders will not see."
+        "Warn if `prompt` is longer than `max_tokens`, with the part that is not seen."
         for name in self.limited_tokenizers:
             tokenizer = getattr(self.pipe, name)
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -236,11 +234,10 @@ class Policy:
     # velocities and images
 
     def autocast(self) -> AbstractContextManager:
-        "The precision in which the transformer computes, wherever it is called: weights stored in bf16 compute in it."
+        "What the transformer computes in, wherever it is called; weights stored in bf16 compute in bf16."
         if self.precision == 'no' and next(self.pipe.transformer.parameters()).dtype == torch.float32:
             return nullcontext()
-        # the cache would be a second copy of all weights, each used once a pass
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)   # no second copy of the weights
 
     def velocity(self,
         x: Tensor,        # latents (B, *latent_shape) float32
@@ -269,5 +266,5 @@ class Policy:
     def unscale(self,
         z: Tensor,  # latents that the diffusion sees, mean 0 and variance 1
     ) -> Tensor:    # latents that the VAE sees
-        "Undo the normalisation of latents that the VAE's config records."
+        "Undo the normalisation of latents."
         return z/self.pipe.vae.config.scaling_factor + self.pipe.vae.config.shift_factor

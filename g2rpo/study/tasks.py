@@ -59,8 +59,8 @@ def published_rewards(
 # %% ../../nbs/study/09_tasks.ipynb #cell-12
 EVAL_SETTINGS = dict(   # model → fields of `EvalConfig`
     tiny=dict(seeds=(0, 1), T=16, height=24, width=48),
-    flux=dict(seeds=(0,), T=50, height=1024, width=1024),
-    sd3=dict(seeds=(0,), T=40, height=512, width=512),
+    flux=dict(seeds=(0,), T=50, height=1024, width=1024, precision='bf16'),
+    sd3=dict(seeds=(0,), T=40, height=512, width=512, precision='bf16'),
 )
 BASE_ROWS = dict(tiny='g2rpo', flux='g2rpo', sd3='flow_grpo')   # model → row with whose config the base model is scored
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from ..files import read_jsonl
 from ..training import checkpoint
-from ..training.checkpoint import full_tensor
+from ..training.sharding import full_tensor
 from ..training.config import Config, open_policy
 from ..training.distributed import broadcast, init_processes, raise_on_all_ranks
 from ..training.run_dir import take_lock
