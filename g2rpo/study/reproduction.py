@@ -14,8 +14,9 @@ from ..core.method import Method
 from ..errors import InputError, one_of, RunStopped
 from ..files import read_json
 from ..plan.doctor import report_text
-from .defaults import experiment_config, NEUTRAL_PARAMETERS, resolve_parameters, result_file
-from .dry_run import config_text, launch_plan, plan_text, rehearse
+from .defaults import (experiment_config, launch_plan, NEUTRAL_PARAMETERS, resolve_parameters,
+                                  result_file)
+from .dry_run import config_text, plan_text, rehearse
 from .job import repo_root
 from .launch import Study
 from .parameters import check_parameters, declared_parameters, notebook_parameters, parse_literal
