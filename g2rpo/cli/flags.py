@@ -84,8 +84,9 @@ def add_doctor(commands) -> None:  # commands: sub-parsers of the whole
 
 def add_certify(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo certify`."
-    text = ('Measure what this machine does with a run: ratio before the first update, throughput beside diffusers\' own '
-            'loop, memory against the estimate, gathers, resuming, one judged picture. Exit code 1 if one is wrong.')
+    text = ('Measure what this machine does with a run: ratio before the first update, throughput beside the '
+            'pipeline itself, memory against the estimate, gathers, resuming, one judged picture. '
+            'Exit code 1 if one is wrong.')
     sub = commands.add_parser('certify', help='measure what this machine does with a preset', description=text)
     sub.add_argument('--out', default='certificate.json', help='file to write, with a picture beside it')
     sub.add_argument('--random', action='store_true', help='random weights of the shape of --model: no checkpoint')
