@@ -102,5 +102,5 @@ def count_gathers(
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     names = [event.key for event in profile.events()]
-    return (sum(name.startswith('FSDP::all_gather (') for name in names),
+    return (sum(name.partition(' (')[0] == 'FSDP::all_gather' for name in names),
             sum(name.startswith('FSDP::post_backward_reduce') for name in names))

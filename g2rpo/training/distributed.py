@@ -152,6 +152,7 @@ def make_accelerator(
     # rms_norm says this under autocast on a CPU
     warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module')    # its output is never changed in place
     AcceleratorState._reset_state()  # a notebook may train again; processes stay as they are
     accelerator = Accelerator(
         mixed_precision='no',            # the policy's own `velocity` says in what it computes
