@@ -133,7 +133,9 @@ from g2rpo.training import checkpoint, signals
 HERE, PHASE = Path(__file__).parent, ['in an iteration']
 fsync, write, handle = checkpoint.fsync, checkpoint.write_checkpoint, signals.SignalHandler.handle
 
-def left(images, prompts): return images[..., 24:].mean((1, 2, 3))
+def left(images, prompts):
+    time.sleep(.7)
+    return images[..., 24:].mean((1, 2, 3))
 
 def lost(images, prompts):
     "Its process is killed once, in the middle of the training."
@@ -143,7 +145,7 @@ def lost(images, prompts):
     return left(images, prompts)
 
 def slow_disk(path):
-    time.sleep(.4)
+    time.sleep(.2)
     fsync(path)
 
 def save(*args):
@@ -202,7 +204,7 @@ def pre_empt(folder, draw, alive):
     "Let a job of the high partition take the node, some moment after another iteration is done; how many did."
     before = rows_so_far(folder)
     until(lambda: rows_so_far(folder) > before or not alive(), 400, 'another iteration')
-    time.sleep(draw.uniform(0, 2))
+    time.sleep(draw.uniform(0, 4))
     if not alive():
         return 0
     options = '--parsable', '--partition=high', '--ntasks=2', '--output=/dev/null'
