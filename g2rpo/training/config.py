@@ -28,7 +28,7 @@ CONFIG_MINIMA = dict(                       # field → least value, and the rea
     panel_size=(2, ''),
     **dict.fromkeys(('height', 'width', 'batch_size', 'grad_batch_size', 'ddp_timeout'), (1, '')),
     **dict.fromkeys(('prompts_per_iteration', 'iterations', 'panel_every'), (1, '')),
-    **dict.fromkeys(('save_every', 'skips', 'lora_rank'), (0, '')))
+    **dict.fromkeys(('save_every', 'skips', 'lora_rank', 'samples_every', 'profile'), (0, '')))
 
 # %% ../../nbs/training/01_config.ipynb #cell-07
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Config:
     panel_size: int = 32                     # prompts of the panel; ours
     panel_stop: bool = False                 # end the run when only the trained reward rises; ours
     tracker: str | None = None               # tensorboard, trackio or wandb beside metrics.jsonl; ours
+    samples_every: int = 0                   # iterations between pictures of the same noise, 0: none; ours
+    profile: int = 0                         # first iterations that torch's profiler traces into the folder; ours
     save_every: int = 50                     # iterations between checkpoints, 0: none; G²RPO
     keep: int = 2                            # checkpoints that are kept; ours
     skips: int = 10                          # groups and optimiser steps that may be left out as not finite; ours

@@ -8,7 +8,7 @@ __all__ = ['Run', 'on_train_end', 'finish_run', 'running']
 # %% ../../nbs/training/16_run.ipynb #cell-02
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from .config import Config
 from .distributed import any_rank, lost_process, reduce_metrics
 from .gradient import TrainState
 from ..phases import phase, PhaseTimer, timing
-from .metrics import iteration_speed, log_metrics, panel_metrics, total_cost
+from .metrics import iteration_speed, log_metrics, panel_metrics, profiled, save_samples, total_cost
 from .panel import Panel
 from .prompts import draw_prompts
 from .run_dir import MetricsLog, provenance
@@ -30,7 +30,7 @@ from .signals import SignalHandler
 # %% ../../nbs/training/16_run.ipynb #cell-05
 @dataclass
 class Run:
-    "A run in progress: what it trains on, what it has spent, its metrics, and where it is kept."
+    "A run in progress: what it trains on, has spent and keeps."
     state: TrainState             # trained parameters, optimiser, accelerator, config
     policy: object                # what is trained
     rewards: dict                 # name → function
@@ -38,15 +38,17 @@ class Run:
     out: Path | None              # folder; None: nothing is written
     metrics: MetricsLog           # a row for each iteration that is done
     panel: Panel | None = None    # held-out prompts and scorers that are watched
-    ledger: Ledger = field(default_factory=Ledger)        # passes and images so far, of this process
-    skips: int = 0                # groups and optimiser steps left out so far, on all processes
-    began: float = field(default_factory=time.time)       # seconds since 1970; earlier by what was done before resuming
+    ledger: Ledger = field(default_factory=Ledger)        # spent so far by this process
+    skips: int = 0                # groups and optimiser steps left out so far, by all
+    began: float = field(default_factory=time.time)       # seconds since 1970, minus those before resuming
     saved: int = 0                # iterations in the last checkpoint
-    random: dict | None = None    # random states before the iteration in progress, which may be dropped
+    random: dict | None = None    # random states before the iteration in progress
     lock: object = None           # filelock's, of the folder
     final_weights: bool = True    # write its weights when it ends
     progress: object = None       # tqdm's bar, while it runs
-    timer: PhaseTimer | None = None  # of its phases, while the run is running
+    timer: PhaseTimer | None = None  # of its phases, while it runs
+    traced: Callable | None = None   # tells the profiler of each iteration
+    flops: int = 0                # of one forward pass, on a GPU
 
     @property
     def cfg(self) -> Config:
@@ -82,24 +84,27 @@ class Run:
     def record(
         self,
         row: dict,       # metrics of this process for the iteration just done
-        ledger: Ledger,  # what this process has spent, that iteration included
+        ledger: Ledger,  # what this process has spent, with it
     ) -> dict:           # the row as it is kept: of all processes, with costs, panel and time
-        "Make an iteration part of the run: count, look at the panel, write, and save where that is due."
+        "Make an iteration part of the run: count, look at the panel, write, save."
         row = reduce_metrics(row, self.accelerator) | total_cost(ledger, self.accelerator)
+        spent = Ledger(*(now - before for now, before in zip(astuple(ledger), astuple(self.ledger))))
         self.ledger, self.random = ledger, None
         self.count_skipped(row)
         with phase('panel'):
             row |= panel_metrics(self.panel, self.policy, self.state, self.done)
-        images = row['decodes'] - (self.metrics.rows[-1]['decodes'] if self.metrics.rows else 0)
         self.metrics.add(row | dict(seconds=time.time() - self.began))
-        speed = iteration_speed(self.done - 1, self.timer.take(), images, self.accelerator.device)
+        speed = iteration_speed(self.done - 1, self.timer.take(), spent, self.flops, self.accelerator)
         if self.out and self.accelerator.is_main_process:
             append_jsonl(self.out/'speed.jsonl', speed)
         if self.cfg.tracker:
             log_metrics(self.metrics.rows[-1] | speed, self.accelerator)
+        with phase('samples'):
+            save_samples(self.policy, self.cfg, self.prompts[:4], self.done, self.out, self.accelerator)
         if self.out and self.cfg.save_every and self.done - self.saved >= self.cfg.save_every:
             with phase('save'):
                 self.save()
+        self.traced()
         self.progress.set_postfix({name: f'{row[f"reward/{name}"]:.3f}' for name in self.rewards})
         self.progress.update()
         return self.metrics.rows[-1]
@@ -223,7 +228,9 @@ def running(
     quiet = {} if run.accelerator.is_main_process else dict(disable=True)      # otherwise TQDM_DISABLE decides
     run.progress = tqdm(initial=run.done, total=run.cfg.iterations, desc=run.cfg.method.name, **quiet)
     problem = None
-    with SignalHandler() as stop, timing(run.accelerator.device) as run.timer:
+    accelerator = run.accelerator
+    with (SignalHandler() as stop, profiled(run.cfg, run.out, accelerator) as run.traced,
+          timing(accelerator.device) as run.timer):
         try:
             yield stop
         except KeyboardInterrupt:
@@ -233,7 +240,7 @@ def running(
             raise
         except RuntimeError as error:
             problem = error
-            if lost := lost_process(run.accelerator, error, run.saved):
+            if lost := lost_process(accelerator, error, run.saved):
                 raise lost from error
             raise
         except BaseException as error:

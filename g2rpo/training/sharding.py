@@ -11,6 +11,7 @@ import os
 import torch
 from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
+from ..errors import InputError
 from .config import Config
 
 # %% ../../nbs/training/05_sharding.ipynb #cell-05
@@ -21,7 +22,9 @@ def shard_mesh(
     "Over which processes weights are split."
     from torch.distributed.device_mesh import init_device_mesh
     world = torch.distributed.get_world_size()
-    local = int(os.environ.get('LOCAL_WORLD_SIZE', world)) if hybrid else world
+    if hybrid and 'LOCAL_WORLD_SIZE' not in os.environ:
+        raise InputError('hybrid=True needs LOCAL_WORLD_SIZE, the processes of a node; accelerate and torchrun set it.')
+    local = int(os.environ['LOCAL_WORLD_SIZE']) if hybrid else world
     if local == world:
         return init_device_mesh(device.type, (world,))
     return init_device_mesh(device.type, (world//local, local), mesh_dim_names=('nodes', 'processes'))

@@ -13,6 +13,7 @@ from . import checkpoint
 from .config import Config
 from .distributed import broadcast, make_accelerator, raise_on_all_ranks
 from .sharding import local_tensor, reshard
+from .metrics import forward_flops
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
@@ -90,6 +91,8 @@ def open_run_dir(
         panel.first = kept['first']
         if writes:
             write_json(file, kept)
+    if accelerator.device.type == 'cuda':
+        run.flops = forward_flops(run.policy)
     reshard(run.policy.transformer)
     if place:
         run.load_checkpoint(place)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from g2rpo.errors import RunStopped
 from g2rpo.plan.doctor import remedies
-from g2rpo.study.defaults import check_study_disk, launch_plan, resolve_parameters, script_processes, study_bytes
+from g2rpo.study.defaults import check_study_disk, launch_plan, resolve_parameters, cluster_processes, study_bytes
 from g2rpo.study.dry_run import _run_findings, device_hours, rehearsal_spec, static_findings
 from g2rpo.study.launch import Study
 from g2rpo.study.run_job import run_job
@@ -23,9 +23,9 @@ def test_a_plan_for_a_cluster_names_its_processes_everywhere(monkeypatch):
     monkeypatch.setattr('g2rpo.study.defaults.torch.cuda.is_available', lambda: False)
     asked = DECLARED | dict(preset='paper', dry_run=True)
     parameters = resolve_parameters(asked, 'main_table')
-    assert (parameters['launcher'], parameters['workers']) == ('slurm', script_processes())
+    assert (parameters['launcher'], parameters['workers']) == ('slurm', cluster_processes())
     launch = launch_plan('main_table', parameters, DECLARED, 4)
-    assert (launch.processes, launch.at_once) == (script_processes(), 4)
+    assert (launch.processes, launch.at_once) == (cluster_processes(), 4)
     assert launch.command == 'g2rpo repro main_table --preset paper --launcher slurm -p reward hps'
     small = resolve_parameters(DECLARED | dict(dry_run=True), 'main_table')
     assert (small['launcher'], launch_plan('main_table', small, DECLARED, 40).processes) == ('inline', 1)

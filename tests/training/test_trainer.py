@@ -1,9 +1,13 @@
 "Training as a caller meets it: one function and a reward, runs that stop themselves, refusals."
+import json
+
 import pytest
 import torch
 from g2rpo import train
 from g2rpo.errors import InputError, RunStopped
+from g2rpo.files import read_jsonl
 from helpers import PROMPTS, brightness, left_of_right, small
+from PIL import Image
 
 def without_seconds(log): return [{k: v for k, v in row.items() if k != 'seconds'} for row in log]
 
@@ -63,3 +67,16 @@ def test_out_in_use_is_refused(mini, tmp_path):
     (tmp_path/'metrics.jsonl').write_text('')
     with pytest.raises(InputError, match='already holds a run'):
         train(small(mini), left_of_right, PROMPTS, tmp_path)
+
+def test_samples_speed_and_a_trace(mini, policy, tmp_path):
+    "Pictures of the same noise on the way, a row of seconds an iteration, and the phases by name in a trace."
+    cfg = small(mini, iterations=2, samples_every=1, profile=1)
+    metrics = train(cfg, left_of_right, PROMPTS, tmp_path, policy=policy).metrics
+    pictures = [Image.open(tmp_path/'samples'/f'{n:06d}.png') for n in (1, 2)]
+    assert [p.size for p in pictures] == [(4*48, 24)]*2
+    rows = read_jsonl(tmp_path/'speed.jsonl')
+    assert [row['iteration'] for row in rows] == [0, 1]
+    assert {'trunk', 'branches', 'completions', 'decode', 'score', 'gradient', 'optimiser'} <= rows[0]['phases'].keys()
+    assert sum(rows[0]['phases'].values()) == pytest.approx(metrics[0]['seconds'], rel=.5)
+    events = json.loads((tmp_path/'profile'/'000.json').read_text())['traceEvents']
+    assert {f'g2rpo:{name}' for name in ('completions', 'gradient')} <= {event.get('name') for event in events}
