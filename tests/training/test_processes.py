@@ -86,7 +86,7 @@ def trained(out):
 def kept(out):
     "Name → tensor of the last checkpoint."
     files = latest_checkpoint(out/'checkpoints').glob('*.safetensors')
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {(file.name, name): tensor for file in files for name, tensor in load_file(file).items()}
 
 def assert_same_checkpoint(one, other):
     "To the last bit."
