@@ -104,10 +104,11 @@ def check_judges(
 # %% ../../nbs/study/03_run_job.ipynb #cell-12
 def machine_name(
     device: str,  # such as cpu or cuda:0
-) -> str:         # name of the GPU, or kind and number of CPU cores
+) -> str:         # name of the GPU and whether it uses TF32, or kind and number of CPU cores
     "What computed."
     if torch.device(device).type == 'cuda':
-        return torch.cuda.get_device_name(device)
+        tf32 = 'with' if torch.backends.cuda.matmul.allow_tf32 else 'without'
+        return f'{torch.cuda.get_device_name(device)}, {tf32} TF32'
     return f'{platform.machine()} CPU, {os.cpu_count()} cores'
 
 def _describe_training(job: RunSpec, places: dict[str, int], log: list[dict], device: str) -> dict:

@@ -52,9 +52,12 @@ def save_snapshot(
 ) -> None:
     "Store the trained parameters, whole or not at all; called by all processes, written by one."
     from safetensors.torch import save_file
-    named = policy.pipe.transformer.named_parameters()
-    trained = {name: full_tensor(p.detach()).cpu().clone() for name, p in named if p.requires_grad}
-    if not init_processes().is_main_process:
+    main, trained = init_processes().is_main_process, {}
+    for name, p in policy.pipe.transformer.named_parameters():
+        if p.requires_grad:
+            whole = full_tensor(p.detach())      # by all processes, kept by one
+            trained |= {name: whole.cpu().clone()} if main else {}
+    if not main:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix('.part')
