@@ -8,7 +8,6 @@ __all__ = ['required_env', 'api_key', 'in_one_line', 'fix_for_status', 'Server',
 
 # %% ../../nbs/rewards/10_server.ipynb #cell-02
 import base64
-import io
 import json
 import os
 import time
@@ -22,7 +21,7 @@ from http.client import HTTPException
 from torch import Tensor
 from ..errors import InputError, RunStopped
 from .http_request import check_address, fetch_answer
-from .preprocess import to_pil
+from .preprocess import to_files
 from .protocol import call_reward
 
 # %% ../../nbs/rewards/10_server.ipynb #cell-05
@@ -135,12 +134,7 @@ def to_png_base64(
     images: Tensor,  # images (B, 3, H, W) in [0, 1]
 ) -> list[str]:      # B texts
     "Images as base64 PNG, the form in which they travel."
-    out = []
-    for picture in to_pil(images):
-        file = io.BytesIO()
-        picture.save(file, 'PNG')
-        out.append(base64.b64encode(file.getvalue()).decode())
-    return out
+    return [base64.b64encode(file).decode() for file in to_files(images, 'PNG')]
 
 # %% ../../nbs/rewards/10_server.ipynb #cell-17
 class ServedReward(ABC):

@@ -199,13 +199,16 @@ def wait_for(run, out, n, seconds=120):
 
 def without_seconds(out): return [{k: v for k, v in row.items() if k != 'seconds'} for row in metrics(out)]
 
+SPLIT = '--shard', 'yes', '--gather-once', 'yes'      # checkpoints are written by both, behind the training
+
 @pytest.mark.slow
-def test_two_processes_killed_and_gone_on_with(start, tmp_path):
+@pytest.mark.parametrize('flags, moments', [((), (1, 6, 12)), (SPLIT, (1, 4, 8, 12, 16))], ids=['whole', 'split'])
+def test_two_processes_killed_and_gone_on_with(start, tmp_path, flags, moments):
     "Both, one after another, at moments drawn at random: the run is the one that was not killed, to the last bit."
-    whole, killed, length = tmp_path/'whole', tmp_path/'killed', ('--iterations', 24)
+    whole, killed, length = tmp_path/'whole', tmp_path/'killed', ('--iterations', 24, *flags)
     finished(start(whole, *length))
     draw = random.Random(0)
-    for n in (1, 6, 12):
+    for n in moments:
         run = start(killed, *length, '--resume')
         try:
             wait_for(run, killed, n)
