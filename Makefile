@@ -8,8 +8,8 @@ export TOKENIZERS_PARALLELISM = false
 demo: .venv/demo.done
 	$(BIN)/g2rpo demo $(ARGS)
 
-# Tests share the cores as processes of one thread each; those of one file stay together.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+# Tests share the cores as processes of one thread each; those that share runs stay together.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
 
 test: .venv/dev.done
 	$(PYTEST) tests $(ARGS)

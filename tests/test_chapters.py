@@ -8,14 +8,22 @@ from g2rpo.study.reproduction import experiment_names
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
 CHAPTERS = sorted(p for p in NBS.rglob('*.ipynb') if p.stem not in (*experiment_names(), 'figures', 'pretrain_tiny'))
+LONG = ('study/03_run_job', 'study/07_launch', 'study/14_dry_run', 'training/14_panel', 'plan/05_memory',
+        'plan/07_passes', 'plan/08_iteration', 'rewards/03_ocr')      # half a minute or more
+
+def chapter_name(path): return path.relative_to(NBS).with_suffix('').as_posix()
+
+def with_mark(path): return pytest.param(path, marks=[pytest.mark.slow] if chapter_name(path) in LONG else [])
 
 def execute(path, out, parameters=None):
     "A notebook by papermill, from its own folder."
     quiet = dict(kernel_name='python3', progress_bar=False)
     return papermill.execute_notebook(path, out/path.name, parameters or {}, cwd=path.parent, **quiet)
 
-@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.relative_to(NBS).with_suffix('').as_posix())
+@pytest.mark.parametrize('path', map(with_mark, CHAPTERS), ids=chapter_name)
 def test_chapter(path, tmp_path): execute(path, tmp_path)
+
+def test_long_chapters_are_there(): assert set(LONG) <= set(map(chapter_name, CHAPTERS))
 
 def test_the_embedded_model_is_trained_again(tmp_path):
     "A few steps of what made the shipped weights."

@@ -111,6 +111,7 @@ def test_wheel_installs_and_imports(copy, tmp_path):
     assert result.stdout.startswith(str(site))
     assert 'train' in run(site/'bin'/'g2rpo', '--help', cwd=tmp_path, env=env).stdout
 
+@pytest.mark.slow
 def test_readme_examples_run(root, tmp_path):
     "The Python blocks of the README, one after the other, as they stand."
     blocks = [part.split('```')[0] for part in (root/'README.md').read_text().split('```python\n')[1:]]

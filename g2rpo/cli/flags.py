@@ -82,6 +82,7 @@ def add_doctor(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--out', default='runs', help='folder of runs, for its disk')
     add_run_flags(sub)
 
+# %% ../../nbs/cli/02_flags.ipynb #cell-10
 def add_certify(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo certify`."
     text = ('Measure what this machine does with a run: ratio before the first update, throughput beside the '
@@ -92,6 +93,7 @@ def add_certify(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--random', action='store_true', help='random weights of the shape of --model: no checkpoint')
     add_run_flags(sub)
 
+# %% ../../nbs/cli/02_flags.ipynb #cell-11
 def add_demo(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo demo`."
     sub = commands.add_parser('demo', help='G2RPO on the embedded default, with base and tuned model compared',
@@ -100,7 +102,7 @@ def add_demo(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--out', default=None, help='new folder; default: under runs')
     add_field_flags(sub, only((*CONFIG_FIELDS, *METHOD_FIELDS), DEMO_FLAGS), 'run')
 
-# %% ../../nbs/cli/02_flags.ipynb #cell-10
+# %% ../../nbs/cli/02_flags.ipynb #cell-12
 def add_calibrate(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo calibrate`."
     sub = commands.add_parser('calibrate', help='find how much noise each step should get, for dense_grpo',
@@ -123,7 +125,7 @@ def add_assets(commands) -> None:  # commands: sub-parsers of the whole
                              'of a set of prompts its files')
         sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
 
-# %% ../../nbs/cli/02_flags.ipynb #cell-11
+# %% ../../nbs/cli/02_flags.ipynb #cell-13
 def add_repro(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo repro`."
     text = ('Run nbs/NAME.ipynb with papermill. Exit code 0: every claim held, on the first held-out scorer at equal '
@@ -155,7 +157,7 @@ def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
                      help='autocast of the transformer; default: no on a CPU, that of the run on a GPU')
     add_device_flag(sub)
 
-# %% ../../nbs/cli/02_flags.ipynb #cell-12
+# %% ../../nbs/cli/02_flags.ipynb #cell-14
 def build_parser() -> LineParser:
     "The whole command line."
     from g2rpo import __version__

@@ -53,6 +53,7 @@ def empty_transformer(
         return transformer.from_config(transformer.load_config(
             model, subfolder='transformer', revision=revision)).to(dtype)
 
+# %% ../../nbs/models/04_loading.ipynb #cell-10
 def load_policy(
     model,                         # `tiny`, a folder or a hub name
     height: int,                   # of the images, pixels
@@ -93,7 +94,7 @@ def load_policy(
     policy.move(device, *parts, *(() if empty else ('transformer',)))
     return policy
 
-# %% ../../nbs/models/04_loading.ipynb #cell-21
+# %% ../../nbs/models/04_loading.ipynb #cell-22
 def set_compute(
     policy: Policy,                # any policy
     checkpointing: bool = False,   # compute activations again in the backward pass instead of keeping them

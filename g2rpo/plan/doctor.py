@@ -62,7 +62,7 @@ def smallest_step(
     "The least of `cfg` that still takes an optimiser step by its method."
     method = cfg.method
     if method.explore == 'single':
-        method = replace(method, steps=method.noisy_steps(cfg.T)[:1])
+        method = replace(method, steps=method.noisy_steps(cfg.T)[:1], spans=method.spans[:1])
     members = min(cfg.group_size, 4*max(1, method.starts))
     return replace(cfg, method=method, group_size=members, prompts_per_iteration=1, iterations=1, tracker=None)
 
@@ -126,6 +126,7 @@ def check_files(
     yield from check_servers(cfg, judges)
     yield from check_prompts(cfg)
 
+# %% ../../nbs/plan/12_doctor.ipynb #cell-17
 def checks_before_step(
     cfg: Config,           # what is to run
     device: torch.device,  # that computes
@@ -151,7 +152,7 @@ def step_if_it_fits(
             f'and {free/GIB:.1f} GiB are free')
     return Finding('step', text), None
 
-# %% ../../nbs/plan/12_doctor.ipynb #cell-17
+# %% ../../nbs/plan/12_doctor.ipynb #cell-18
 def diagnose(
     cfg: Config,              # what is to run
     device: torch.device,     # that computes
@@ -173,7 +174,7 @@ def diagnose(
     yield from estimate_cost(cfg, seconds)
     yield from check_iteration(cfg, processes)
 
-# %% ../../nbs/plan/12_doctor.ipynb #cell-19
+# %% ../../nbs/plan/12_doctor.ipynb #cell-20
 def remedies(
     findings: Iterable[Finding],  # of all checks
 ) -> list[str]:                   # what to do, in order

@@ -55,6 +55,7 @@ def check_weights(
     if weights and len(weights) != len(names):
         raise InputError(f'weights={list(weights)} for the {len(names)} rewards {names}; give one weight each.')
 
+# %% ../../nbs/training/15_setup.ipynb #cell-06
 def open_own_policy(
     cfg: Config,   # which model, and how it is split
     device: str,   # of this process
@@ -82,7 +83,7 @@ def resolve_inputs(
     prompts = load_prompts(cfg.prompts, cfg.rewards) if prompts is None else list(prompts)
     return cfg, rewards, prompts, open_own_policy(cfg, device) if policy is None else policy
 
-# %% ../../nbs/training/15_setup.ipynb #cell-10
+# %% ../../nbs/training/15_setup.ipynb #cell-11
 def check_policy(
     cfg: Config,  # the run's values
     policy,       # the policy that is to be trained
@@ -121,7 +122,7 @@ def check_inputs(
     for name, reward in rewards.items():
         call_reward(name, reward, images, two)
 
-# %% ../../nbs/training/15_setup.ipynb #cell-13
+# %% ../../nbs/training/15_setup.ipynb #cell-14
 def prepare_training(
     cfg: Config,   # what is trained, and how
     policy,        # its `transformer` becomes the accelerated one
@@ -149,7 +150,7 @@ def prepare_training(
     state.optimizer = accelerator.prepare_optimizer(optimizer)
     return state
 
-# %% ../../nbs/training/15_setup.ipynb #cell-16
+# %% ../../nbs/training/15_setup.ipynb #cell-17
 def release_policy(
     policy,             # as `prepare_training` left it
     state: TrainState,  # its parameters

@@ -124,6 +124,7 @@ def ratio_tolerance(
     "How far a ratio may be from 1 before the first update."
     return 0. if device.type == 'cpu' else cfg.method.clip_range/10
 
+# %% ../../nbs/training/12_update.ipynb #cell-14
 def suspect_operation(
     policy,            # whose velocity differs
     batch: StepBatch,  # transitions from R states
@@ -143,6 +144,7 @@ def suspect_operation(
         return 'matrix products or normalisation; try --precision no'
     return 'attention; try --attention _native_math'
 
+# %% ../../nbs/training/12_update.ipynb #cell-15
 def check_first_ratio(
     policy,                  # what is trained
     state: TrainState,       # config and processes
@@ -165,7 +167,7 @@ def check_first_ratio(
     if accelerator.is_main_process:
         warnings.warn(f'{problem}, which a kernel chosen by whether there is a gradient explains.')
 
-# %% ../../nbs/training/12_update.ipynb #cell-14
+# %% ../../nbs/training/12_update.ipynb #cell-16
 def update_metrics(
     seen: list[list[dict]],     # what `backward_batch` gave, for each trained step
     norms: list[float | None],  # of the gradient, for each optimiser step
@@ -186,7 +188,7 @@ def _kept_transitions(keep: Tensor, batches: list, states: int, accelerator) -> 
     kept = torch.stack([group_by_state(keep[j], states)[rows].sum() for j, rows in batches]).sum()
     return float(accelerator.reduce(kept.to(accelerator.device), 'mean')) or 1.
 
-# %% ../../nbs/training/12_update.ipynb #cell-15
+# %% ../../nbs/training/12_update.ipynb #cell-17
 def update_policy(
     policy,                        # what is trained
     state: TrainState,             # parameters, optimiser and what belongs to them

@@ -31,8 +31,7 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
     return dict(preset='smoke', folder=str(folder/'runs'), results=str(folder/'results'))
 
-AT_ONCE = ('step_robustness',)     # the others with the long tests
-SMALL = [pytest.param(name, marks=[] if name in AT_ONCE else pytest.mark.slow) for name in experiment_names()]
+SMALL = [pytest.param(name, marks=pytest.mark.slow) for name in experiment_names()]
 
 @pytest.mark.parametrize('name', SMALL)
 def test_experiment_in_small(name, smoke, tmp_path):

@@ -17,6 +17,7 @@ from g2rpo.training.checkpoint import latest_checkpoint
 from helpers import count_lines
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.xdist_group('processes')     # their runs are made once
 TESTS = Path(__file__).resolve().parents[1]
 ENV = os.environ | dict(
     OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', ACCELERATE_USE_CPU='true', TQDM_DISABLE='1',
