@@ -264,4 +264,5 @@ def test_a_lost_process_is_tried_again(here, mini):
     record, = Study(here/'runs', 'slurm', seconds=.5).results([job])
     assert (here/'killed').exists() and [*restarts(here/'runs').values()] == [1]
     assert record['places']['iterations']['iterations'] == 3
-    assert not list((here/'runs'/'jobs').glob('*.failed')) and not list((here/'runs'/'jobs').glob('*.lost'))
+    until(lambda: not list((here/'runs'/'jobs').glob('*.lost')), 30, 'the end of its batch script')
+    assert not list((here/'runs'/'jobs').glob('*.failed'))
