@@ -69,7 +69,7 @@ SRUN = f'''{NO_OPTIONS}
 {TASK} "$@" & child=$!
 if [ ! -e requeued ]; then
     until [ -s run/metrics.jsonl ]; do sleep .1; done
-    pkill -TERM -P $child || kill -TERM $child
+    kill -TERM $child      # the process itself: the task is exec
 fi
 wait $child'''
 SCONTROL = 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi'
