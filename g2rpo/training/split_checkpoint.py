@@ -86,6 +86,7 @@ def own_result(
     except (CheckpointException, OSError, RuntimeError) as error:
         return {}, (str(error).splitlines() or [type(error).__name__])[0]
 
+# %% ../../nbs/training/07_split_checkpoint.ipynb #cell-10
 def finish_save(
     pending: PendingSave,       # the same on all processes
     accelerator,                # of this process; all of them call
@@ -123,7 +124,7 @@ def _name_checkpoint(pending: PendingSave, files: dict) -> None:
     part.rename(place)
     fsync(place.parent)
 
-# %% ../../nbs/training/07_split_checkpoint.ipynb #cell-11
+# %% ../../nbs/training/07_split_checkpoint.ipynb #cell-12
 def is_split(
     place: Path,  # a checkpoint
 ) -> bool:        # whether processes have written parts
