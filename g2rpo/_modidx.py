@@ -594,6 +594,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'g2rpo.rewards.geneval.GenEval.example_prompt': ( 'rewards/geneval.html#geneval.example_prompt',
                                                                                          'g2rpo/rewards/geneval.py'),
                                        'g2rpo.rewards.geneval.GenEval.id': ('rewards/geneval.html#geneval.id', 'g2rpo/rewards/geneval.py'),
+                                       'g2rpo.rewards.geneval.geneval_tasks_file': ( 'rewards/geneval.html#geneval_tasks_file',
+                                                                                     'g2rpo/rewards/geneval.py'),
                                        'g2rpo.rewards.geneval.is_entry': ('rewards/geneval.html#is_entry', 'g2rpo/rewards/geneval.py'),
                                        'g2rpo.rewards.geneval.is_task': ('rewards/geneval.html#is_task', 'g2rpo/rewards/geneval.py'),
                                        'g2rpo.rewards.geneval.load_geneval': ( 'rewards/geneval.html#load_geneval',

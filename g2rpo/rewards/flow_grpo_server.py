@@ -12,10 +12,10 @@ import torch
 from dataclasses import dataclass
 from torch import Tensor
 from ..errors import InputError, one_of, RunStopped
-from .geneval import load_geneval_tasks, task_of, tasks_hash
+from .geneval import geneval_tasks_file, load_geneval_tasks, task_of, tasks_hash
 from .plain_pickle import read_plain_pickle
 from .preprocess import to_files
-from .server import required_env, ServedReward, Server, server_in
+from .server import ServedReward, Server, server_in
 
 # %% ../../nbs/rewards/15_flow_grpo_server.ipynb #cell-05
 FLOW_GRPO_ANSWERS = ('rewards', 'strict_rewards', 'scores', 'outputs')   # lists in an answer
@@ -93,7 +93,7 @@ def load_flow_grpo_geneval(
 ) -> FlowGrpoServer:            # the reward
     "Flow-GRPO's GenEval server at the address in G2RPO_FLOW_GRPO_GENEVAL, with the tasks in G2RPO_GENEVAL_TASKS."
     server = server_in('G2RPO_FLOW_GRPO_GENEVAL', timeout=120., limit=2**20)     # 120 s as Flow-GRPO
-    return FlowGrpoServer(server, answer, load_geneval_tasks(required_env('G2RPO_GENEVAL_TASKS')))
+    return FlowGrpoServer(server, answer, load_geneval_tasks(geneval_tasks_file()))
 
 def load_flow_grpo_deqa() -> FlowGrpoServer:   # picture quality, 0 to 1
     "Flow-GRPO's DeQA server at the address in G2RPO_FLOW_GRPO_DEQA."

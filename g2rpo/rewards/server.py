@@ -26,12 +26,12 @@ from .protocol import call_reward
 
 # %% ../../nbs/rewards/10_server.ipynb #cell-05
 def required_env(
-    variable: str,   # its name
-) -> str:            # its value
+    variable: str,                            # its name
+    example: str = 'http://127.0.0.1:17140',  # of a value
+) -> str:                                     # its value
     "The value of an environment variable that must be set."
     if not os.environ.get(variable):
-        raise InputError(f'the environment variable {variable} is not set; '
-                         'for a server set it to its address, such as http://127.0.0.1:17140')
+        raise InputError(f'the environment variable {variable} is not set; run: export {variable}={example}')
     return os.environ[variable]
 
 def api_key(
