@@ -1,8 +1,10 @@
 "Every chapter runs from top to bottom."
+import json
 from pathlib import Path
 
 import papermill
 import pytest
+from chapters import run_chapter
 from g2rpo.study.reproduction import experiment_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,8 +22,16 @@ def execute(path, out, parameters=None):
     quiet = dict(kernel_name='python3', progress_bar=False)
     return papermill.execute_notebook(path, out/path.name, parameters or {}, cwd=path.parent, **quiet)
 
-@pytest.mark.parametrize('path', map(with_mark, CHAPTERS), ids=chapter_name)
-def test_chapter(path, tmp_path): execute(path, tmp_path)
+@pytest.mark.parametrize('path', [*map(with_mark, CHAPTERS)], ids=chapter_name)
+def test_chapter(path, tmp_path):
+    log = tmp_path/'log'
+    assert run_chapter(path, log) == 0, log.read_text()[-3000:]
+
+@pytest.mark.parametrize('cell, code', [('x = 1', 0), ('assert x == 1', 1), ('import sys; sys.exit(0)', 1)])
+def test_a_chapter_that_fails_is_found(tmp_path, cell, code):
+    notebook = tmp_path/'chapter.ipynb'
+    notebook.write_text(json.dumps(dict(cells=[dict(cell_type='code', source=[cell])])))
+    assert run_chapter(notebook, tmp_path/'log') == code
 
 def test_long_chapters_are_there(): assert set(LONG) <= set(map(chapter_name, CHAPTERS))
 
