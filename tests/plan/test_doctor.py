@@ -67,18 +67,20 @@ def test_all_blocks_of_flux_are_the_line_through_one_and_two_units(tmp_path):
     def line(one, two, part): return one[part] + 18*(two[part] - one[part])
     rounding = 16*19      # bytes are split over 16 processes, rounded down
     one, two, whole = of_units(1), of_units(2), estimate_memory(paper(), 16, fused=True)
-    for part, n in whole.stays.items():
+    for part in whole.stays.keys() - {'text encoders'}:       # the folders of configs have none
+        n = whole.stays[part]
         assert abs(line(one.stays, two.stays, part) - n) <= rounding, part
     for phase, parts in whole.phases.items():
         for part, n in parts.items():
-            if part != 'text encoders':       # the folders of configs have none
+            if part != 'text encoders':
                 assert abs(line(one.phases[phase], two.phases[phase], part) - n) <= rounding, (phase, part)
 
 @pytest.mark.slow
 def test_what_flux_fits_on():
     "One H200 has 131 GiB: enough for LoRA, whose peak is the text encoders' passage, and not for all weights."
-    lora = estimate_memory(paper(lora_rank=64, dtype='bf16'), 1, fused=True)
+    lora = estimate_memory(paper(lora_rank=64, dtype='bf16', offload=True), 1, fused=True)
     assert lora.phase == 'reading of text' and lora.total < 131*GIB
+    assert estimate_memory(paper(lora_rank=64, dtype='bf16'), 1, fused=True).total < 131*GIB       # they may stay
     assert estimate_memory(paper(), 1, fused=True).total > 131*GIB > estimate_memory(paper(), 8, fused=True).total
 
 @pytest.mark.slow
