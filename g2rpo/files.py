@@ -35,10 +35,11 @@ def append_jsonl(
     row: dict,          # one line
 ) -> None:
     "Add a line of JSON; a line before it that was cut off stays a line of its own."
-    path = Path(path)
-    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b'\n')
-    with open(path, 'a', encoding='utf-8') as file:
-        file.write('\n'*bool(cut) + json.dumps(row) + '\n')
+    with open(path, 'ab+') as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 1))
+        cut = file.read(1) not in (b'', b'\n')      # what is added goes to the end, wherever is read
+        file.write(b'\n'*cut + json.dumps(row).encode() + b'\n')
 
 # %% ../nbs/01_files.ipynb #cell-07
 def read_json(

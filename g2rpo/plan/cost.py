@@ -18,11 +18,11 @@ from ..training.config import Config
 
 # %% ../../nbs/plan/03_cost.ipynb #cell-05
 class CountingPolicy:
-    "A policy that computes nothing: a rollout with it is counted and has no other use."
+    "A policy that computes nothing and notes the size of each pass: a rollout with it has no other use."
     latent_shape, device, passes = (1, 1), 'cpu', 1
 
     def __init__(self, grid: Tensor):  # grid: (T+1,) float64
-        self.times = grid
+        self.times, self.sizes = grid, []      # states of each pass so far
 
     def grid(self, T: int) -> Tensor:  # T: steps, those of the grid given
         "The grid, (T+1,) float64."
@@ -39,6 +39,7 @@ class CountingPolicy:
         cond: Condition,  # B rows
     ) -> Tensor:          # (B, 1, 1)
         "The states themselves."
+        self.sizes.append(len(x))
         return x
 
 # %% ../../nbs/plan/03_cost.ipynb #cell-06

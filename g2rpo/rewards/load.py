@@ -38,6 +38,8 @@ REWARD_LOADERS = {   # name → function of the device that gives the reward; re
     'pickscore': lambda device: PickScore(device=device),
     'imagereward': lambda device: ImageReward(device=device),
     'aesthetic': lambda device: Aesthetic(device=device),
+}
+SERVED_REWARDS = {    # those that a server computes
     'unified_reward': lambda device: load_unified_reward(),
     'geneval': lambda device: load_geneval(),
     'geneval_graded': lambda device: load_geneval('graded'),
@@ -47,7 +49,7 @@ REWARD_LOADERS = {   # name → function of the device that gives the reward; re
     'flow_grpo_geneval_strict': lambda device: load_flow_grpo_geneval('strict_rewards'),
     'flow_grpo_deqa': lambda device: load_flow_grpo_deqa(),
 }
-SERVED_REWARDS = ('unified_reward', *(name for name in REWARD_LOADERS if 'geneval' in name or 'flow_grpo' in name))
+REWARD_LOADERS |= SERVED_REWARDS
 
 # %% ../../nbs/rewards/16_load.ipynb #cell-08
 def import_reward(

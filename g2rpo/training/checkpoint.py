@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
-from .sharding import copy_into, full_tensor
+from .sharding import copy_into
 
 # %% ../../nbs/training/06_checkpoint.ipynb #cell-05
 FILE_BYTES = 4*2**30   # bytes of tensors in one file
@@ -197,11 +197,11 @@ def training_tensors(
 ) -> Iterator[tuple[str, Tensor]]:  # such as `exp_avg blocks.0.weight`, whole tensor
     "All tensors that training changes."
     for name, param in zip(names, params):
-        yield f'param {name}', full_tensor(param.detach())
+        yield f'param {name}', param.detach()
         for field, value in optimizer.state.get(param, {}).items():
-            yield f'{field} {name}', full_tensor(value)
+            yield f'{field} {name}', value
     for name, param in zip(names, average.shadow_params if average else ()):
-        yield f'average {name}', full_tensor(param)
+        yield f'average {name}', param
 
 def open_tensors(
     place: Path,  # a checkpoint
