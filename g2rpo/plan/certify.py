@@ -53,7 +53,7 @@ class Certificate:
         self.numbers |= numbers
 
     def to_dict(self) -> dict:
-        "As it is written: code, machine, config, findings and numbers."
+        "What is written."
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else None
         machine = dict(device=gpu or platform.machine(), processes=init_processes().num_processes,
                        torch=torch.__version__, tf32=torch.backends.cuda.matmul.allow_tf32)
@@ -96,15 +96,16 @@ def certify_training(
 
 def certify_memory(
     found: Certificate,  # gets a finding
+    out: Path,           # folder of the run
 ) -> None:
-    "Compare the largest memory of the run so far with the estimate."
+    "Compare the largest memory of an iteration with the estimate."
     gpu = found.device.type == 'cuda'
     estimate = estimate_memory(found.cfg, init_processes().num_processes, fused=gpu).total
     if not gpu:
         text = f'{estimate/GIB:.2f} GiB estimated, not measured: only a GPU counts what it gives'
         found.add('memory', text, memory_estimate=estimate)
         return
-    peak = torch.cuda.max_memory_allocated(found.device)
+    peak = GIB*max(row['peak_gib'] for row in read_jsonl(out/'speed.jsonl'))
     text = f'{peak/GIB:.1f} GiB at the most, {estimate/GIB:.1f} estimated'
     found.add('memory', text, peak <= 1.1*estimate, memory_estimate=estimate, memory_peak=peak)
 
@@ -126,10 +127,10 @@ def certify_gathers(
     prompts: list[str],   # of the run
     rewards: dict,        # name → function
 ) -> None:
-    "Gathers and reductions of one iteration against the formula, where weights are split."
+    "Gathers and reductions of an iteration against the formula."
     cfg, world = replace(found.cfg, iterations=1), init_processes().num_processes
     if weight_shards(cfg, world) == 1:
-        found.add('gathers', 'weights are whole in each process: nothing is gathered')
+        found.add('gathers', 'weights are whole: nothing is gathered')
         return
     stacks = [m for m in policy.pipe.transformer.children() if isinstance(m, torch.nn.ModuleList)]
     units, rows = 1 + sum(map(len, stacks)), []
@@ -197,7 +198,7 @@ def measure_run(
     if not split:
         certify_throughput(found, policy, draw_prompts(prompts, cfg.prompts_per_iteration, cfg.seed, 0))
     rows = certify_training(found, policy, prompts, rewards, folder)
-    certify_memory(found)
+    certify_memory(found, folder)
     trained = trained_state(policy)
     if not split:
         certify_judging(found, policy, prompts[0], rewards, picture)
