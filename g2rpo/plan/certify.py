@@ -239,7 +239,7 @@ def certify(
         try:
             measure_run(found, fresh, prompts, rewards, folder, picture)
         except RunStopped as error:
-            found.add('run', str(error), False)      # what was measured before it counts
+            found.add('run', str(error), False)
     if state.is_main_process:
         write_json(out, found.to_dict(), indent=1)
     return found
