@@ -126,7 +126,8 @@ def small_config(
         cfg, model=str(small_pipeline(kind, folder)), revision=None, cache=None, height=24, width=48, max_tokens=16,
         prompts='tiny', rewards=SMALL_SCORERS[:len(cfg.rewards)], method=small_method(cfg.method),
         T=6, group_size=4*max(1, cfg.method.starts), prompts_per_iteration=2, iterations=2,
-        batch_size=8, grad_batch_size=1 if cfg.shard else 2, lora_rank=min(cfg.lora_rank, 4))
+        batch_size=8, grad_batch_size=1 if cfg.shard else 2, lora_rank=min(cfg.lora_rank, 4),
+        compiled=False)      # it takes minutes and a compiler; g2rpo certify tries it
 
 def rehearsal_spec(
     job: RunSpec,  # a job as published

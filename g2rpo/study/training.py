@@ -16,9 +16,10 @@ from torch import Tensor
 from ..files import read_jsonl
 from ..training import checkpoint
 from ..training.sharding import full_tensor
-from ..training.config import Config, open_policy
+from ..training.config import Config
 from ..training.distributed import broadcast, init_processes, raise_on_all_ranks
 from ..training.run_dir import take_lock
+from ..training.setup import open_own_policy
 from ..training.trainer import train
 
 # %% ../../nbs/study/02_training.ipynb #cell-05
@@ -117,7 +118,7 @@ def _load(cfg: Config, device: str) -> tuple:
     "Rewards, prompts and policy of a config; what is missing is said before the policy is loaded."
     from g2rpo.rewards.load import load_rewards
     from g2rpo.training.prompts import load_prompts
-    return load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), open_policy(cfg, device)
+    return load_rewards(cfg.rewards, device), load_prompts(cfg.prompts, cfg.rewards), open_own_policy(cfg, device)
 
 # %% ../../nbs/study/02_training.ipynb #cell-11
 def train_to(
