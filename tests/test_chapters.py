@@ -10,7 +10,7 @@ from g2rpo.study.reproduction import experiment_names
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
 CHAPTERS = sorted(p for p in NBS.rglob('*.ipynb') if p.stem not in (*experiment_names(), 'figures', 'pretrain_tiny'))
-LONG = ('study/03_run_job', 'study/07_launch', 'study/14_dry_run', 'training/14_panel', 'plan/05_memory',
+LONG = ('study/03_run_job', 'study/07_launch', 'study/16_dry_run', 'training/14_panel', 'plan/05_memory',
         'plan/07_passes', 'plan/08_iteration', 'rewards/03_ocr')      # half a minute or more
 
 def chapter_name(path): return path.relative_to(NBS).with_suffix('').as_posix()

@@ -19,7 +19,7 @@ COLOURS = {'black': (20, 20, 20), 'red': (200, 25, 25), 'green': (20, 130, 40),
            'blue': (25, 50, 200), 'purple': (130, 30, 150), 'orange': (225, 110, 0)}      # RGB, 0 to 255
 SIGN_TEMPLATES = ('a sign that says "{}" in {}', 'the number "{}" in {}', '"{}" written in {}')
 SIGN_FONT_FACES = ('DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSansMono-Bold', 'DejaVuSerif-Bold')
-HEIGHT, WIDTH = 24, 48  # pixels; four by four of them make a token, so 72 tokens an image
+HEIGHT, WIDTH = 24, 48  # pixels; eight by eight of them make a token, so 18 tokens an image
 
 def sign_numbers(
     split: str,   # `train` or `test`
@@ -30,15 +30,15 @@ def sign_numbers(
 
 def sign_prompts(
     split: str,            # `train` or `test`
-    n: int | None = None,  # how many; None: one for each number
+    n: int | None = None,  # how many; None: one for each number; beyond that numbers come again in other words
     seed: int = 0,         # fixes the order
 ) -> list[str]:            # prompts
     "The prompts of a split in shuffled order, colours and templates spread evenly."
     rng, colours = random.Random(seed), list(COLOURS)
     numbers = sign_numbers(split)
     rng.shuffle(numbers)
-    prompts = [SIGN_TEMPLATES[i % 3].format(number, colours[(i//3) % 6]) for i, number in enumerate(numbers)]
-    return prompts[:n]
+    picks = range(len(numbers) if n is None else n)
+    return [SIGN_TEMPLATES[i % 3].format(numbers[i % len(numbers)], colours[(i//3) % 6]) for i in picks]
 
 # %% ../../nbs/models/05_tiny.ipynb #cell-09
 def face_file(
@@ -76,7 +76,7 @@ def sign_batch(
 # %% ../../nbs/models/05_tiny.ipynb #cell-13
 SIGN_WORDS = ['a', 'sign', 'that', 'says', 'in', 'the', 'number', 'written', *COLOURS]
 SIGN_CHARS = 'abcdefghijklmnopqrstuvwxyz0123456789"'
-T5_TOKENS, CLIP_TOKENS = 16, 48  # longest prompt, in tokens
+T5_TOKENS, CLIP_TOKENS = 12, 48  # longest prompt, in tokens
 
 def clip_tokenizer():
     "A `CLIPTokenizer` without merges: one token a character."
@@ -93,19 +93,19 @@ def t5_tokenizer():
 
 # %% ../../nbs/models/05_tiny.ipynb #cell-17
 def tiny_vae():
-    "An `AutoencoderKL` of scale 2 with eight latent channels."
+    "An `AutoencoderKL` of scale 4 with sixteen latent channels."
     from diffusers import AutoencoderKL
     return AutoencoderKL(
-        block_out_channels=(16, 32), latent_channels=8, norm_num_groups=8, layers_per_block=1,
-        down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2,
+        block_out_channels=(16, 32, 32), latent_channels=16, norm_num_groups=8, layers_per_block=1,
+        down_block_types=('DownEncoderBlock2D',)*3, up_block_types=('UpDecoderBlock2D',)*3,
         mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False, sample_size=WIDTH)
 
 def tiny_transformer():
-    "A `FluxTransformer2DModel` of 2.3 M parameters: two double and four single blocks of width 128."
+    "A `FluxTransformer2DModel` of 3.2 M parameters: one double and three single blocks of width 192."
     from diffusers import FluxTransformer2DModel
     return FluxTransformer2DModel(
-        in_channels=32, num_layers=2, num_single_layers=4, attention_head_dim=32, num_attention_heads=4,
-        joint_attention_dim=64, pooled_projection_dim=64, axes_dims_rope=(8, 12, 12))
+        in_channels=64, num_layers=1, num_single_layers=3, attention_head_dim=64, num_attention_heads=3,
+        joint_attention_dim=64, pooled_projection_dim=64, axes_dims_rope=(16, 24, 24))
 
 # %% ../../nbs/models/05_tiny.ipynb #cell-19
 def init_neighbour_heads(
@@ -162,7 +162,7 @@ def flow_matching_loss(
         z = vae.encode(x).latent_dist.sample(generator).float()
     z = (z - vae.config.shift_factor)*vae.config.scaling_factor
     b, c, h, w = z.shape
-    x0 = pipe._pack_latents(z, b, c, h, w)                        # (B, 72, 32)
+    x0 = pipe._pack_latents(z, b, c, h, w)                        # (B, 18, 64)
     noise = torch.randn(x0.shape, generator=generator)
     sigma = shift_time(torch.rand(b, generator=generator), 2.)    # noisier than uniform: there the prompt decides
     embeds, pooled, txt_ids = pipe.encode_prompt(prompts, None, max_sequence_length=T5_TOKENS, device=x.device)

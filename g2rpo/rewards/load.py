@@ -17,6 +17,7 @@ from .geneval import load_geneval
 from .image_reward import Aesthetic, ImageReward
 from .image_stats import colour_agreement, edge_density, saturation
 from .ocr import DdddReader, PaddlePage, PaddleReader, PageReader
+from .pickles import sha256_of
 from .preference import load_clip_score, load_hps21, PickScore
 from .protocol import Reward
 from .server import ServedReward
@@ -106,10 +107,12 @@ def load_rewards(
 def scorer_hashes(
     scorers: dict,        # name → loaded scorer
 ) -> tuple[str, ...]:     # lines such as: pickscore model.safetensors 3f1c…
-    "sha256 of the weights of these scorers, and the question or rule of what is behind a server."
+    "sha256 of the weights of these scorers, those in packages too, and the question or rule of what is behind a server."
     lines = []
     for scorer in scorers:
         for asset in SCORER_ASSETS.get(scorer, ()):
             lines += [f'{asset} {file} {known["sha256"]}' for file, known in read_manifest(asset).items()]
+    for name, scorer in scorers.items():
+        lines += [f'{name} {file.name} {sha256_of(file)}' for file in getattr(scorer, 'files', ())]
     lines += [f'{name} {scorer.id}' for name, scorer in scorers.items() if isinstance(scorer, ServedReward)]
     return tuple(lines)

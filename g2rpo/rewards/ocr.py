@@ -78,7 +78,7 @@ class PaddleReader:
         options.intra_op_num_threads = torch.get_num_threads()
         # threads that wait must not take the cores from torch's
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        self.batch_size = batch_size
+        self.batch_size, self.files = batch_size, (file,)
         self.session = ort.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
         characters = self.session.get_modelmeta().custom_metadata_map['character'].splitlines()
         self.chars = ['', *characters, ' ']                                             # 0 is CTC's blank
@@ -86,11 +86,13 @@ class PaddleReader:
 
     def probabilities(
         self,
-        images: Tensor,   # images (B, 3, H, W) in [0, 1]
-    ) -> np.ndarray:      # (B, S, V)
-        "Distribution over V characters at S places of each image."
+        images: Tensor,     # images (B, 3, H, W) in [0, 1]
+        length: int = 0,    # characters that are looked for; 0: unknown
+    ) -> np.ndarray:        # (B, S, V)
+        "Distribution over V characters at S places of each image; no wider than `length` characters need."
         x, (h, w) = to_uint8(images).float()/255, images.shape[-2:]
-        x = F.interpolate(x, (48, max(16, round(48*w/h))), mode='bilinear').flip(1)*2 - 1
+        width = min(round(48*w/h), 16*(length + 1) if length else 48*w)
+        x = F.interpolate(x, (48, max(16, width)), mode='bilinear').flip(1)*2 - 1
         name = self.session.get_inputs()[0].name
         batches = x.cpu().split(self.batch_size)
         return np.concatenate([self.session.run(None, {name: batch.numpy()})[0] for batch in batches])
@@ -109,9 +111,14 @@ class PaddleReader:
         prompts: list[str],   # prompts with a target in double quotes
     ) -> Tensor:              # (B,) in [0, 1]
         "Reward: geometric mean probability per character of the prompt's target."
-        probs = torch.from_numpy(self.probabilities(images))
-        targets = [target_text(prompt) for prompt in prompts]
-        return torch.stack([string_probability(p, self.ids(t))**(1/len(t)) for p, t in zip(probs, targets)])
+        targets, out = [target_text(prompt) for prompt in prompts], torch.zeros(len(prompts))
+        lengths = torch.tensor([len(target) for target in targets])
+        for length in lengths.unique().tolist():        # alike for all that are read at once
+            rows = (lengths == length).nonzero().flatten()
+            probs = torch.from_numpy(self.probabilities(images[rows], length))
+            for i, p in zip(rows.tolist(), probs):
+                out[i] = string_probability(p, self.ids(targets[i]))**(1/length)
+        return out
 
     def ids(
         self,
@@ -141,8 +148,9 @@ def edit_distance(
 class DdddReader:
     "The captcha reader ddddocr."
     def __init__(self):
-        require_package('ddddocr')
+        package = Path(require_package('ddddocr').submodule_search_locations[0])
         from ddddocr import DdddOcr
+        self.files = tuple(sorted(package.glob('common*.onnx')))
         self.model = DdddOcr(show_ad=False)
 
     def read(

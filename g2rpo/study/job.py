@@ -51,8 +51,10 @@ class RunSpec:
     budget: int                          # forward equivalents of training; 0: no place `budget`
     iterations: int = 0                  # iterations at the place `iterations`; 0: no such place
     probes: int = 0                      # places before the first end, scored on few prompts
-    probe_prompts: int = 50              # number of prompts at a probe
+    probe_prompts: int = 100             # number of prompts at places that do not decide
     others: tuple[EvalConfig, ...] = ()  # further protocols by which the last place is scored
+    picture: float = 0.                  # forward equivalents of decoding and scoring a picture, counted in `budget`
+    samples: int = 0                     # pictures of the first prompts that the record keeps
 
     def key(self) -> str:
         "Ten hexadecimal digits that depend on the names and values of fields and on nothing else."
@@ -85,7 +87,7 @@ class RunSpec:
         "Where the job is scored."
         ends = {}
         if self.budget:
-            ends['budget'] = iterations_within_nfe(self.cfg, grid, self.budget)
+            ends['budget'] = iterations_within_nfe(self.cfg, grid, self.budget, self.picture)
         if self.iterations:
             ends['iterations'] = self.iterations
         if not ends:
@@ -94,12 +96,17 @@ class RunSpec:
         probes = {f'probe{i}': max(1, round(first*i/parts)) for i in range(1, parts)}
         return dict(sorted((probes | ends).items(), key=lambda item: item[1]))
 
+    @property
+    def decisive(self) -> str:
+        "The place that is scored on all prompts; the others are on the first `probe_prompts` of them."
+        return 'budget' if self.budget else 'iterations' if self.iterations else 'base'
+
     @cached_property
     def length(self) -> int:
         "Iterations until the last place; kept, because counting what fits into a budget takes a moment."
         return max(self.places(training_grid(self.cfg)).values())
 
-# %% ../../nbs/study/01_job.ipynb #cell-21
+# %% ../../nbs/study/01_job.ipynb #cell-23
 def _protocol_from_dict(values: dict) -> EvalConfig:
     "JSON has lists where a protocol has tuples."
     return EvalConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -112,7 +119,7 @@ def spec_from_dict(
     others = tuple(map(_protocol_from_dict, description['others']))
     return RunSpec(**description | dict(cfg=cfg, protocol=protocol, others=others))
 
-# %% ../../nbs/study/01_job.ipynb #cell-22
+# %% ../../nbs/study/01_job.ipynb #cell-24
 def repo_root() -> Path: # the folder that has configs/ and scripts/
     "The repository: the working folder, one above it, or that of the package."
     for folder in (Path.cwd(), *Path.cwd().parents, package_root().resolve().parent):

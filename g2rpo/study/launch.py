@@ -17,7 +17,7 @@ from ..errors import at_least, InputError, one_of, RunStopped
 from ..files import read_json
 from .job import repo_root, RunSpec, spec_from_dict
 from .records import add_records, read_records
-from .run_job import run_job, search_rate
+from .run_job import run_job
 from .slurm import run_slurm
 from .workers import error_line, LaunchConfig, live_text, progress_text, run_pool
 from .workers import single_threaded, write_specs
@@ -93,6 +93,7 @@ class Study:
     launcher: str = 'inline'       # none: only what is there; inline, accelerate or slurm
     workers: int = 2               # inline: jobs at once, one thread each; otherwise processes of a run
     collected: Path | None = None  # collection that is read, and added to
+    tracked: Path | None = None    # collection that is only read
     seconds: float = 5             # between looks at the progress
 
     def __post_init__(self):
@@ -110,7 +111,7 @@ class Study:
         jobs: list[RunSpec],  # jobs, the same one more than once if need be
     ) -> list[dict]:          # their records, in this order
         "Records of jobs: read, or made by the launcher."
-        known = read_records(self.collected)
+        known = read_records(self.tracked) | read_records(self.collected)
         new = [job for job in dict.fromkeys(jobs) if job.key() not in known]
         missing = [job for job in new if not job.file(self.folder).exists()]
         if missing:
@@ -119,26 +120,6 @@ class Study:
         if self.collected:
             add_records(self.collected, out)
         return out
-
-    def rates(
-        self,
-        jobs: list[RunSpec],  # jobs that a search begins with, one for each row
-    ) -> dict[str, dict]:     # row → key, name, lr, tried rates, seconds
-        "Learning rates that were found for rows: read, or searched for on this machine."
-        file = self.collected and self.collected.with_stem(self.collected.stem + '_rates')
-        known = read_records(file)
-        missing = [job for job in jobs if job.key() not in known]
-        if missing and self.launcher != 'inline':
-            raise InputError(f'the learning rate of {missing[0].name} is not known, '
-                             'and only launcher=inline searches for one.')
-        if missing:
-            found = run_pool(self.launch_config, search_rate, missing, _search_label)
-            known |= {job.key(): dict(key=job.key(), **rate) for job, rate in zip(missing, found)}
-        if file:
-            add_records(file, [known[job.key()] for job in jobs])
-        return {job.name: known[job.key()] for job in jobs}
-
-def _search_label(job: RunSpec) -> str: return f'search {job.name}'
 
 # %% ../../nbs/study/07_launch.ipynb #cell-12
 def run_from_file(

@@ -11,13 +11,13 @@ from ..core.advantage import MIXES
 from ..core.method import Method
 from ..core.rows import METHODS
 from ..errors import above, at_least, InputError, one_of
-from ..models.loading import DTYPES, load_policy, PRECISIONS, set_compute
+from ..models.loading import DTYPES, fast_precision, load_policy, PRECISIONS, set_compute
 
 # %% ../../nbs/training/01_config.ipynb #cell-05
 TRACKERS = (None, 'tensorboard', 'trackio', 'wandb')
 
 CONFIG_CHOICES = dict(
-    precision=PRECISIONS, scorer_precision=PRECISIONS, dtype=DTYPES, encoder_dtype=DTYPES, gather_dtype=DTYPES,
+    precision=('auto', *PRECISIONS), scorer_precision=PRECISIONS, dtype=DTYPES, encoder_dtype=DTYPES, gather_dtype=DTYPES,
     mix=MIXES, tracker=TRACKERS)
 CONFIG_POSITIVE = ('lr', 'max_grad_norm')   # fields that must exceed 0
 CONFIG_MINIMA = dict(                       # field → least value, and the reason for it
@@ -38,7 +38,7 @@ class Config:
     model: str = 'tiny'                      # tiny, a diffusers pipeline folder, or a hub name; ours
     height: int = 24                         # image height (pixels); 720 in G²RPO on Flux
     width: int = 48                          # image width (pixels); 720 in G²RPO on Flux
-    max_tokens: int = 16                     # longest prompt (T5 tokens); 512 in Flux.1-dev
+    max_tokens: int = 12                     # longest prompt (T5 tokens); 512 in Flux.1-dev
     prompts: str = 'tiny'                    # tiny, a set such as hpdv2_train, or a file with one prompt a line; ours
     rewards: tuple[str, ...] = ('ppocr6',)   # scorers to train on: names such as ocr,clip or module:function; ours
     weights: tuple[float, ...] = ()          # weight of each scorer, such as 1,0.5; empty: 1 each as in G²RPO
@@ -56,7 +56,7 @@ class Config:
     lora_alpha: int = 64                     # scale of LoRA adapters, divided by their rank; Flow-GRPO
     shift: float | None = 3.0                # shift of the training grid, None: the pipeline's own; 3 in G²RPO on Flux
     guidance_scale: float = 1.0              # guidance in rollout and training, 1: none; 4.5 in Flow-GRPO on SD3.5
-    precision: str = 'bf16'                  # autocast of the transformer wherever it computes, no or bf16; G²RPO
+    precision: str = 'auto'                  # autocast of the transformer, no or bf16; auto: what is fast here; G²RPO
     scorer_precision: str = 'no'             # autocast of scorers in training, no or bf16; ours
     dtype: str = 'fp32'                      # stored transformer, fp32 or bf16 (under LoRA, adapters stay fp32); ours
     encoder_dtype: str = 'fp32'              # stored text encoders and VAE, fp32 or bf16; ours
@@ -92,6 +92,9 @@ class Config:
             at_least(name, getattr(self, name), low, why)
         for name in CONFIG_POSITIVE:
             above(name, getattr(self, name), 0)
+        if self.precision == 'auto':
+            half = 'bf16' in (self.dtype, self.gather_dtype)
+            object.__setattr__(self, 'precision', 'bf16' if half else fast_precision())
         if self.shift is not None:
             above('shift', self.shift, 0)
         self._check_trained_dtype()

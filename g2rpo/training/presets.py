@@ -37,6 +37,7 @@ def paper(**changes) -> Config:  # changes: fields of `Config`
         iterations=300,
         seed=42,
         lr=2e-6,
+        precision='bf16',
         # to fit the memory of 8 H200s, and fast on them
         encoder_dtype='bf16',
         scorer_precision='bf16',
@@ -135,6 +136,7 @@ def flow_grpo_sd3(**changes) -> Config:  # changes: fields of `Config`
         shift=None,        # the pipeline's own grid
         guidance_scale=4.5,
         # to fit the memory of the GPUs
+        precision='bf16',
         dtype='bf16',
         encoder_dtype='bf16',
         offload=True,
