@@ -37,7 +37,7 @@ TINY_PROTOCOL = Protocol(
         Claim('dense gains > final reward (DenseGRPO)', 'dense_constant', 'flow_grpo', 'no difference above .03'),
         Claim('calibrated > constant noise (DenseGRPO)', 'dense_grpo', 'dense_constant', 'no difference above .03'),
     ),
-    budget=48_000, iterations=12, probes=2, probe_prompts=100, prompts=400, seeds=10,
+    budget=48_000, iterations=10, probes=2, probe_prompts=100, prompts=400, seeds=10,
     rates=(1e-4, 2e-4, 4e-4), most_rates=6, rate_seeds=(100, 101), search_prompts=100)
 
 # %% ../../nbs/study/09_protocol.ipynb #cell-10
