@@ -8,6 +8,7 @@ __all__ = ['device_of', 'make_panel', 'train_command', 'calibrate_command', 'eva
            'repro_command']
 
 # %% ../../nbs/cli/05_commands.ipynb #cell-02
+import time
 from dataclasses import replace
 from pathlib import Path
 from .flags import CALIBRATION_FIELDS
@@ -63,18 +64,21 @@ def calibrate_command(args) -> None:  # args: what argparse found
     cfg, calibration = typed_config(args), Calibration(**typed_values(args, CALIBRATION_FIELDS))
     from g2rpo.rewards.load import load_rewards
     from g2rpo.training.config import open_policy
+    from g2rpo.training.evaluate import provenance
     from g2rpo.training.prompts import load_prompts
     if Path(args.out).exists():
         raise InputError(f'out={args.out!r} exists; choose another file.')
     if len(cfg.rewards) != 1:
         raise InputError(f'rewards={list(cfg.rewards)}: a calibration looks at the gains of one reward; name one.')
     device = device_of(args)
-    prompts, (reward,) = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device).values()
+    prompts, rewards, began = load_prompts(cfg.prompts, cfg.rewards), load_rewards(cfg.rewards, device), time.time()
+    reward, = rewards.values()
     def watch(n, psi):
         values = ' '.join(f'{p:.2f}' for p in psi.tolist())
         print(f'round {n + 1}/{calibration.rounds}  ψ {values}', flush=True)
     result = calibrate(open_policy(cfg, device), reward, prompts, calibration, cfg.batch_size, watch)
-    save_calibration(result | dict(model=cfg.model, reward=cfg.rewards[0]), args.out)
+    about = dict(model=cfg.model, reward=cfg.rewards[0]) | provenance(cfg, rewards, time.time() - began)
+    save_calibration(result | about, args.out)
     values = [round(v, 3) for v in result['values']]
     print(f'ψ {values} is in {args.out}; train with --method dense_grpo --psi {args.out}')
 

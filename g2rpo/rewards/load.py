@@ -107,7 +107,7 @@ def load_rewards(
 def scorer_hashes(
     scorers: dict,        # name → loaded scorer
 ) -> tuple[str, ...]:     # lines such as: pickscore model.safetensors 3f1c…
-    "sha256 of the weights of these scorers, those in packages too, and the question or rule of what is behind a server."
+    "sha256 of the weights of these scorers, those in packages too; the question or rule of what is behind a server."
     lines = []
     for scorer in scorers:
         for asset in SCORER_ASSETS.get(scorer, ()):

@@ -155,7 +155,8 @@ def follows_protocol(
     name: str,         # of the notebook
 ) -> bool:
     "Whether a study is as its protocol says, on the embedded default and its first reward."
-    return parameters['preset'] == 'tiny' and parameters['reward'] == 'hps' and not _changed_parameters(parameters, name)
+    own = dict(preset='tiny', reward='hps').items() <= parameters.items()
+    return own and not _changed_parameters(parameters, name)
 
 def results_folder(
     parameters: dict,  # what `resolve_parameters` returns

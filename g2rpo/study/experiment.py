@@ -7,13 +7,13 @@ __all__ = ['combined_verdict', 'Experiment']
 
 # %% ../../nbs/study/20_experiment.ipynb #cell-02
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from ..core.method import Method
 from ..errors import InputError
 from ..plan.doctor import report_text
-from .defaults import (experiment_config, follows_protocol, launch_plan, NEUTRAL_PARAMETERS, resolve_parameters,
-                                  result_file, results_folder)
+from .defaults import (experiment_config, follows_protocol, launch_plan, NEUTRAL_PARAMETERS,
+                                  resolve_parameters, result_file, results_folder)
 from .dry_run import config_text, plan_text, rehearse
 from .job import repo_root
 from .launch import Study
@@ -23,7 +23,8 @@ from .primary import adjust_primary
 from .rates import find_rates
 from .records import Claim, judge_claims, Records
 from .stats import NO_DIFFERENCE
-from .tables import place_text, published_rows, result_row, verdict_table, write_result
+from .tables import (folded, gain_html, place_text, published_html, published_rows, result_row,
+                                verdict_table, write_result)
 
 # %% ../../nbs/study/20_experiment.ipynb #cell-05
 def combined_verdict(

@@ -14,8 +14,8 @@ from .rates import next_rate
 from .records import Records
 from .setting import short_run, STUDY_ROWS
 from ..core.rows import METHODS
-from .toy import (HELD_OUT, replicated, toy_base, toy_iterations, toy_prompts, toy_reward, toy_scores, ToyConfig,
-                             ToyPolicy, train_toy)
+from .toy import (HELD_OUT, replicated, toy_base, toy_iterations, toy_prompts, toy_reward, toy_scores,
+                             ToyConfig, ToyPolicy, train_toy)
 from ..training.calibrate import calibrate, Calibration
 
 # %% ../../nbs/study/25_ladder.ipynb #cell-05

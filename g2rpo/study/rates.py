@@ -6,7 +6,6 @@
 __all__ = ['next_rate', 'search_jobs', 'find_rates']
 
 # %% ../../nbs/study/13_rates.ipynb #cell-02
-from collections.abc import Callable
 from dataclasses import replace
 from .launch import Study
 from .protocol import searched_rows, TINY_PROTOCOL

@@ -10,7 +10,7 @@ __all__ = ['CONTEXTS', 'MODES', 'SPREAD', 'HELD_OUT', 'cloud_centres', 'Replicas
 import math
 import torch
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from torch import nn, Tensor
 from types import SimpleNamespace
@@ -87,7 +87,8 @@ class ToyPolicy(Policy):
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:  # states (B, 1, 3), times (B,), B rows
         "Velocities (B, 1, 3)."
-        return self.transformer(x[:, 0], sigma.to(x), cond.embeds.flatten().long(), cond.pooled.flatten().long())[:, None]
+        context, replica = (t.flatten().long() for t in (cond.embeds, cond.pooled))
+        return self.transformer(x[:, 0], sigma.to(x), context, replica)[:, None]
 
     def decode(self, x0: Tensor) -> Tensor:  # x0: (B, 1, 3), between -2 and 2
         "Images (B, 3, 1, 1) in [0, 1]."

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['EvalConfig', 'generate_batches', 'generate', 'check_setup', 'evaluate', 'Interval', 'Gain', 'paired_gain',
-           'code_version']
+           'code_version', 'machine_name', 'base_weights', 'provenance']
 
 # %% ../../nbs/training/08_evaluate.ipynb #cell-02
 import hashlib
 import json
+import os
+import platform
 import shutil
 import subprocess
 import torch
@@ -21,7 +23,7 @@ from ..core.noise import keyed_noise
 from ..core.sampler import ode_step
 from ..core.velocity import Ledger, Velocity
 from ..errors import InputError, one_of
-from ..models.loading import PRECISIONS
+from ..models.loading import PRECISIONS, TINY
 from ..rewards.protocol import call_reward
 
 # %% ../../nbs/training/08_evaluate.ipynb #cell-05
@@ -164,3 +166,36 @@ def code_version() -> str:  # such as `0.1.0 1a2b3c4d5e6f+`
     def ask(*args): return subprocess.run([git, '-C', root, *args], capture_output=True, text=True).stdout.strip()
     changed = '+' if ask('status', '--porcelain', '--untracked-files=no') else ''
     return f'{g2rpo.__version__} {ask("rev-parse", "--short=12", "HEAD")}{changed}'
+
+# %% ../../nbs/training/08_evaluate.ipynb #cell-24
+def machine_name(
+    device: str,  # such as cpu or cuda:0
+) -> str:         # name of the GPU and whether it uses TF32, or kind and number of CPU cores
+    "What computed."
+    if torch.device(device).type == 'cuda':
+        tf32 = 'with' if torch.backends.cuda.matmul.allow_tf32 else 'without'
+        return f'{torch.cuda.get_device_name(device)}, {tf32} TF32'
+    return f'{platform.machine()} CPU, {os.cpu_count()} cores'
+
+def base_weights(
+    cfg,          # `Config`: its model and revision are used
+) -> str:         # ten hexadecimal digits, or the commit of a hub model
+    "Which weights a training starts from."
+    folder = TINY if cfg.model == 'tiny' else Path(cfg.model)
+    files = sorted((folder/'transformer').glob('*.safetensors')) if folder.is_dir() else []
+    if not files:
+        return cfg.revision or 'newest'
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:10]
+
+def provenance(
+    cfg,               # `Config`: its model and seed are used
+    rewards: dict,     # name → scorer
+    seconds: float,    # that it took
+) -> dict:             # `base`, `seed`, `code`, `machine`, `checkpoints`, `seconds`
+    "What a measurement on a base model depends on."
+    from g2rpo.rewards.load import scorer_hashes
+    return dict(base=base_weights(cfg), seed=cfg.seed, code=code_version(), machine=machine_name('cpu'),
+                checkpoints=list(scorer_hashes(rewards)), seconds=round(seconds, 1))
