@@ -28,10 +28,12 @@ def measured_directions(
     if not file.exists():
         began, policy, rewards = time.time(), open_policy(cfg), load_rewards(cfg.rewards[:1])
         reward, = rewards.values()
-        found = measure_directions(policy, cfg.method, sign_prompts('train')[-prompts:], cfg.T, cfg.group_size,
-                                   reward, reward, cfg.seed, batch_size=cfg.batch_size)
+        asked = sign_prompts('train')[-prompts:]
+        found = measure_directions(policy, cfg.method, asked, cfg.T, cfg.group_size, reward, reward, cfg.seed,
+                                   batch_size=cfg.batch_size)
         about = provenance(cfg, rewards, time.time() - began)
         rewards = dict(coarse=found.coarse.tolist(), fine=found.fine.tolist())
         write_json(file, rounded(about | vars(found) | rewards))
     read = read_json(file)
-    return Directions(tuple(read['steps']), tuple(read['lams']), torch.tensor(read['coarse']), torch.tensor(read['fine']))
+    steps, lams, coarse, fine = (read[name] for name in ('steps', 'lams', 'coarse', 'fine'))
+    return Directions(tuple(steps), tuple(lams), torch.tensor(coarse), torch.tensor(fine))

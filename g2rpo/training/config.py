@@ -17,8 +17,8 @@ from ..models.loading import DTYPES, fast_precision, load_policy, PRECISIONS, se
 TRACKERS = (None, 'tensorboard', 'trackio', 'wandb')
 
 CONFIG_CHOICES = dict(
-    precision=('auto', *PRECISIONS), scorer_precision=PRECISIONS, dtype=DTYPES, encoder_dtype=DTYPES, gather_dtype=DTYPES,
-    mix=MIXES, tracker=TRACKERS)
+    precision=('auto', *PRECISIONS), scorer_precision=PRECISIONS, mix=MIXES, tracker=TRACKERS,
+    **dict.fromkeys(('dtype', 'encoder_dtype', 'gather_dtype'), DTYPES))
 CONFIG_POSITIVE = ('lr', 'max_grad_norm')   # fields that must exceed 0
 CONFIG_MINIMA = dict(                       # field → least value, and the reason for it
     group_size=(2, 'an advantage compares the members of a group'),
