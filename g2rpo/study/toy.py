@@ -23,7 +23,7 @@ from ..training.config import Config
 from ..training.trainer import train
 
 # %% ../../nbs/study/22_toy.ipynb #cell-05
-CONTEXTS, MODES, SPREAD = 8, 3, .15    # prompts, clouds of each, and their standard deviation
+CONTEXTS, MODES, SPREAD = 4, 3, .15    # prompts, clouds of each, and their standard deviation
 
 def cloud_centres() -> Tensor:   # (CONTEXTS, MODES, 3)
     "Where the clouds of each prompt are."
@@ -169,13 +169,19 @@ def toy_scores(
 @dataclass(frozen=True)
 class ToyConfig:
     "What a training of copies depends on."
-    budget: int = 4000       # forward equivalents of a copy's prompt
+    budget: int = 8000       # forward equivalents of a copy's prompt
     lr: float = 1e-3         # learning rate
     replicas: int = 100      # copies, seeds of a training
     T: int = 10              # steps of the grid
     rho: float = 0.          # size of the waves in the trained reward
+    kappa: float = 8.        # their frequency
     first: int = 0           # number of the first copy's seed
     iterations: int = 0      # instead of the budget; 0: what fits into it
+
+    @property
+    def reward(self) -> Callable:
+        "What is trained on."
+        return toy_reward(rho=self.rho, kappa=self.kappa)
 
 def toy_iterations(
     method: Method,     # row
@@ -195,5 +201,5 @@ def train_toy(
         method=method, height=1, width=1, precision='no', T=toy.T, prompts_per_iteration=len(prompts), lr=toy.lr,
         iterations=toy_iterations(method, toy), seed=toy.first, max_grad_norm=1e9, batch_size=10**6,
         grad_batch_size=10**6, save_every=0, rewards=('trained',))
-    train(cfg, dict(trained=toy_reward(rho=toy.rho)), prompts, policy=ToyPolicy(network))
+    train(cfg, dict(trained=toy.reward), prompts, policy=ToyPolicy(network))
     return network.requires_grad_(False)
