@@ -64,7 +64,7 @@ def calibrate_command(args) -> None:  # args: what argparse found
     cfg, calibration = typed_config(args), Calibration(**typed_values(args, CALIBRATION_FIELDS))
     from g2rpo.rewards.load import load_rewards
     from g2rpo.training.config import open_policy
-    from g2rpo.training.evaluate import provenance
+    from g2rpo.training.evaluate import measured_by
     from g2rpo.training.prompts import load_prompts
     if Path(args.out).exists():
         raise InputError(f'out={args.out!r} exists; choose another file.')
@@ -77,7 +77,7 @@ def calibrate_command(args) -> None:  # args: what argparse found
         values = ' '.join(f'{p:.2f}' for p in psi.tolist())
         print(f'round {n + 1}/{calibration.rounds}  ψ {values}', flush=True)
     result = calibrate(open_policy(cfg, device), reward, prompts, calibration, cfg.batch_size, watch)
-    about = dict(model=cfg.model, reward=cfg.rewards[0]) | provenance(cfg, rewards, time.time() - began)
+    about = dict(model=cfg.model, reward=cfg.rewards[0]) | measured_by(cfg, rewards, time.time() - began)
     save_calibration(result | about, args.out)
     values = [round(v, 3) for v in result['values']]
     print(f'ψ {values} is in {args.out}; train with --method dense_grpo --psi {args.out}')

@@ -15,7 +15,7 @@ from .defaults import results_folder
 from .gate import Directions, measure_directions
 from .tables import rounded
 from ..training.config import Config, open_policy
-from ..training.evaluate import provenance
+from ..training.evaluate import measured_by
 
 # %% ../../nbs/study/24_measured.ipynb #cell-04
 def measured_directions(
@@ -31,7 +31,7 @@ def measured_directions(
         asked = sign_prompts('train')[-prompts:]
         found = measure_directions(policy, cfg.method, asked, cfg.T, cfg.group_size, reward, reward, cfg.seed,
                                    batch_size=cfg.batch_size)
-        about = provenance(cfg, rewards, time.time() - began)
+        about = measured_by(cfg, rewards, time.time() - began)
         rewards = dict(coarse=found.coarse.tolist(), fine=found.fine.tolist())
         write_json(file, rounded(about | vars(found) | rewards))
     read = read_json(file)

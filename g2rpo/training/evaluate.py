@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EvalConfig', 'generate_batches', 'generate', 'check_setup', 'evaluate', 'Interval', 'Gain', 'paired_gain',
-           'code_version', 'machine_name', 'base_weights', 'provenance']
+           'code_version', 'machine_name', 'base_weights', 'measured_by']
 
 # %% ../../nbs/training/08_evaluate.ipynb #cell-02
 import hashlib
@@ -190,7 +190,7 @@ def base_weights(
         digest.update(file.read_bytes())
     return digest.hexdigest()[:10]
 
-def provenance(
+def measured_by(
     cfg,               # `Config`: its model and seed are used
     rewards: dict,     # name → scorer
     seconds: float,    # that it took
