@@ -12,7 +12,7 @@ from g2rpo import METHODS, load_policy
 from g2rpo.core.naive import naive_rollout
 from g2rpo.core.rollout import rollout
 from g2rpo.core.velocity import Ledger
-from g2rpo.models.tiny import sign_prompts
+from g2rpo.models.tiny import HEIGHT, sign_prompts, T5_TOKENS, WIDTH
 
 def timed(run, policy, prompts: list[str], chunk: int, **kw):
     "(rollout, images, ledger, seconds) of one iteration up to the reward."
@@ -23,7 +23,7 @@ def timed(run, policy, prompts: list[str], chunk: int, **kw):
 
 def main(n: int):
     "Time both on `n` prompts."
-    policy, prompts = load_policy('tiny', 24, 48, 16), sign_prompts('train', n)
+    policy, prompts = load_policy('tiny', HEIGHT, WIDTH, T5_TOKENS), sign_prompts('train', n)
     timed(rollout, policy, prompts[:1], 64)  # warm up
     naive, naive_images, a, slow = timed(naive_rollout, policy, prompts, 1)
     fast, fast_images, b, quick = timed(rollout, policy, prompts, 64, batch_size=64)

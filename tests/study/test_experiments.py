@@ -1,4 +1,5 @@
 "Notebooks that judge: on runs of seconds, on what is committed, rehearsed as published, killed and gone on with."
+import html
 import json
 import os
 import random
@@ -13,17 +14,20 @@ import papermill
 import pytest
 from g2rpo.cli.main import main
 from g2rpo.study.reproduction import experiment_names
+from g2rpo.study.stats import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
 NBS, RESULTS = ROOT/'nbs', ROOT/'paper_figures'/'results'
 ENV = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE', 'TQDM_DISABLE': '1'}
-VERDICTS = {'holds', 'does not hold', 'cannot tell'}
 
 def execute(path, out, parameters):
-    "Printed text of an executed notebook."
+    "What an executed notebook prints and shows, as text."
     quiet = dict(kernel_name='python3', progress_bar=False)
     notebook = papermill.execute_notebook(path, out/path.name, parameters, cwd=NBS, **quiet)
-    return ''.join(o.get('text', '') for c in notebook['cells'] for o in c.get('outputs', ()))
+    outputs = [o for c in notebook['cells'] for o in c.get('outputs', ())]
+    shown = [o.get('text', '') + ''.join(o.get('data', {}).get(f'text/{kind}', '') for kind in ('html', 'markdown'))
+             for o in outputs]
+    return html.unescape(''.join(shown))
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
@@ -40,9 +44,10 @@ def test_experiment_in_small(name, smoke, tmp_path):
     text = execute(NBS/f'{name}.ipynb', tmp_path, parameters)
     assert "preset='smoke'" in text and 'method.granularities=' in text and 'nfe' in text
     file, = Path(smoke['results']).glob(f'{name}_smoke*.json')
+    assert '<details>' in text and 'seeds: **' in text      # what was run, folded, and the answer
     row, before = json.loads(file.read_text()), file.stat().st_mtime_ns
     assert row['settings']['preset'] == 'smoke' and row['base'] and row['seconds'] > 0 and row['machines']
-    assert set(row['claims'].values()) <= VERDICTS
+    assert set(row['claims'].values()) <= set(VERDICTS)
     gains = [gain for place in row['rows'].values() for of_row in place.values() for gain in of_row['gains'].values()]
     assert len(gains) >= 6 and all(g['low'] <= g['mean'] <= g['high'] for g in (*gains, *row['verdicts']))
     assert all(len(seeds) == 2 for seeds in row['seeds'].values())
