@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 def run(*args, **kw): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kw)
@@ -61,6 +62,28 @@ def test_links_between_chapters_lead_somewhere(root):
         text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
         for link in re.findall(r'\]\(([^)#]+?\.(?:ipynb|md|png|json))\)', text):
             assert link.startswith('http') or ((root/'nbs'/name).parent/link).exists(), f'{name}: {link}'
+
+def stored(file):
+    "What a result file says of itself: a dictionary, or one for each line."
+    if file.suffix == '.npz':
+        return [json.loads(str(np.load(file)['about']))]
+    text = file.read_text()
+    return [json.loads(line) for line in text.splitlines()] if file.suffix == '.jsonl' else [json.loads(text)]
+
+RESULTS = [f for f in sorted((Path(__file__).resolve().parents[1]/'paper_figures'/'results').glob('*.*'))
+           if f.suffix in ('.json', '.jsonl', '.npz')]
+
+@pytest.mark.parametrize('file', RESULTS, ids=[f.name for f in RESULTS])
+def test_a_result_says_where_it_comes_from(file):
+    "Seed, machine, cost, and a commit of a clean tree; runs also their protocol, base weights and the readers' hashes."
+    for record in stored(file):
+        codes = record['code'] if isinstance(record['code'], list) else [record['code']]
+        assert codes and all(re.fullmatch(r'\d+\.\d+\.\d+ [0-9a-f]{12}', code) for code in codes), codes
+        assert record.get('machine') or record['machines']
+        assert record['seconds'] >= 0 and ('seed' in record or 'seeds' in record or 'seed' in record['config'])
+        if file.name.startswith('runs_'):
+            assert re.fullmatch('[0-9a-f]{10}', record['base']) and re.fullmatch('[0-9a-f]{12}', record['protocol'])
+            assert any(line.startswith('ppocr6 PP-OCRv6') for line in record['checkpoints'])
 
 def test_configurations_agree(root):
     toml = tomllib.loads((root/'pyproject.toml').read_text())
@@ -115,7 +138,7 @@ def test_wheel_installs_and_imports(copy, tmp_path):
 def test_readme_examples_run(root, tmp_path):
     "The Python blocks of the README, one after the other, as they stand."
     blocks = [part.split('```')[0] for part in (root/'README.md').read_text().split('```python\n')[1:]]
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     result = run(sys.executable, '-c', '\n'.join(blocks) + '\nprint(image.size)', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert '(48, 24)' in result.stdout

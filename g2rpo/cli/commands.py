@@ -89,6 +89,9 @@ def evaluated_config(args):  # args: what argparse found
         if not (Path(args.run)/part).exists():
             raise InputError(f'run={args.run!r} has no {part}; pass the folder of a run that g2rpo train wrote.')
     cfg = stored_config(Path(args.run)/'config.json')
+    if cfg.model == 'in-memory':
+        raise InputError(f'run={args.run!r} trained a pipeline that was handed over in memory, so its base cannot be '
+                         'loaded; in Python, evaluate(policy, ...) scores the pipeline that you have.')
     return replace(cfg, height=args.height or cfg.height, width=args.width or cfg.width)
 
 def evaluate_command(args) -> None:  # args: what argparse found

@@ -17,7 +17,7 @@ from ..rewards.load import load_rewards
 from ..rewards.ocr import READER_PACKAGES, exact_match, installed_readers
 from ..rewards.protocol import target_text
 from ..training.config import Config, open_policy
-from ..training.evaluate import EvalConfig, Gain, code_version, evaluate, generate, paired_gain
+from ..training.evaluate import EvalConfig, evaluate, Gain, generate, measured_by, paired_gain
 from ..training.trainer import train
 
 # %% ../../nbs/cli/04_demo.ipynb #cell-05
@@ -112,12 +112,13 @@ def result_record(
     cfg: Config,           # of the training
     protocol: EvalConfig,  # of the scores
     metrics: list[dict],   # a row an iteration
+    scorers: dict,         # name → scorer of the result
 ) -> dict:                 # what `result.json` says besides the gains
     "What a result is worth: code, config, protocol, cost, and the curve of the trained reward."
     last = metrics[-1] if metrics else dict(seconds=0.)
     spent = ('forwards', 'grad_forwards', 'decodes', 'scored', 'nfe')
-    return dict(code=code_version(), config=asdict(cfg), protocol=protocol.id(), prompts=len(protocol.prompts),
-                seeds=list(protocol.seeds), iterations=len(metrics), seconds=round(last['seconds'], 1),
+    return dict(**measured_by(cfg, scorers, last['seconds']), config=asdict(cfg), protocol=protocol.id(),
+                prompts=len(protocol.prompts), seeds=list(protocol.seeds), iterations=len(metrics),
                 ledger={name: last[name] for name in spent if name in last},
                 curve=[row[f'reward/{cfg.rewards[0]}'] for row in metrics])
 
@@ -143,7 +144,7 @@ def run_demo(
     print('Scoring the tuned model.', flush=True)
     tuned, after = look()
     gains = {name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}
-    result = result_record(cfg, protocol, metrics) | dict(gains=gains)
+    result = result_record(cfg, protocol, metrics, scorers) | dict(gains=gains)
     write_json(out/'result.json', result, indent=1)
     if metrics:
         draw_curve(metrics, cfg.rewards[0], out/'curve.png')

@@ -95,7 +95,7 @@ def load_policy(
             raise InputError(f'model={str(model)!r} cannot be loaded: {str(error).splitlines()[0]}') from error
     policy = family(pipe, height, width, max_tokens=max_tokens, guidance_scale=guidance_scale, shift=shift,
                     offload=offload, cache=cache)
-    policy.precision = one_of('precision', precision, PRECISIONS)
+    policy.precision, policy.source = one_of('precision', precision, PRECISIONS), str(model)
     policy.placed = torch.device(device) if empty else None
     parts = () if offload else ('vae', *policy.encoders)
     policy.move(device, *parts, *(() if empty else ('transformer',)))

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..models.weights import make_trainable, reference_velocity, save_weights
 from ..rewards.load import load_rewards
 from ..rewards.protocol import call_reward
-from .config import Config, open_policy
+from .config import Config, open_policy, source_of, wrap_pipeline
 from .distributed import any_rank, init_processes
 from .sharding import local_tensor, reshard, split_from_main
 from .gradient import TrainState
@@ -68,11 +68,13 @@ def resolve_inputs(
     cfg: Config,             # the run's values
     rewards=None,            # as `named_rewards` takes them; None: the scorers that `cfg.rewards` names
     prompts=None,            # list of texts; None: those of `cfg.prompts`
-    policy=None,             # a loaded policy; None: `open_policy(cfg)`
+    policy=None,             # a `Policy`, a diffusers pipeline, a folder or a hub name; None: `open_policy(cfg)`
     weights=None,            # numbers, one a reward; None: `cfg.weights`
     device=None,             # such as 'cuda:0' or 'cpu'; None: the policy's, or this process's
 ) -> tuple[Config, dict, list[str], object]:   # config with the names of the rewards, rewards, prompts, policy
     "What `train` was not given, from its config."
+    if isinstance(policy, (str, Path)):
+        cfg, policy = replace(cfg, model=str(policy)), None
     if device is None:
         device = str(init_processes(cfg.ddp_timeout).device if policy is None else policy.device)
     rewards = load_rewards(cfg.rewards, device) if rewards is None else named_rewards(rewards)
@@ -81,9 +83,12 @@ def resolve_inputs(
     if isinstance(prompts, str):
         raise InputError(f'prompts={prompts!r} is one text; pass a list of them, or name the set in the config.')
     prompts = load_prompts(cfg.prompts, cfg.rewards) if prompts is None else list(prompts)
-    return cfg, rewards, prompts, open_own_policy(cfg, device) if policy is None else policy
+    if policy is None:
+        return cfg, rewards, prompts, open_own_policy(cfg, device)
+    policy = policy if hasattr(policy, 'velocity') else wrap_pipeline(policy, cfg)
+    return replace(cfg, model=source_of(policy, cfg)), rewards, prompts, policy
 
-# %% ../../nbs/training/15_setup.ipynb #cell-11
+# %% ../../nbs/training/15_setup.ipynb #cell-13
 def check_policy(
     cfg: Config,  # the run's values
     policy,       # the policy that is to be trained
@@ -122,7 +127,7 @@ def check_inputs(
     for name, reward in rewards.items():
         call_reward(name, reward, images, two)
 
-# %% ../../nbs/training/15_setup.ipynb #cell-14
+# %% ../../nbs/training/15_setup.ipynb #cell-16
 def prepare_training(
     cfg: Config,   # what is trained, and how
     policy,        # its `transformer` becomes the accelerated one
@@ -150,7 +155,7 @@ def prepare_training(
     state.optimizer = accelerator.prepare_optimizer(optimizer)
     return state
 
-# %% ../../nbs/training/15_setup.ipynb #cell-17
+# %% ../../nbs/training/15_setup.ipynb #cell-19
 def release_policy(
     policy,             # as `prepare_training` left it
     state: TrainState,  # its parameters

@@ -71,7 +71,8 @@ def train(
     prompts: Iterable[str] | None = None, # `cfg.prompts_per_iteration` texts or more; None: those of `cfg.prompts`
     out: Path | str | None = None,        # folder for config, metrics, checkpoints and weights; None: none is written
     *,
-    policy=None,                          # a loaded policy, changed in place; None: the one that `cfg.model` names
+    policy=None,                          # a `Policy` or a diffusers pipeline, both changed in place, a folder or a
+                                          # hub name; None: the one that `cfg.model` names
     weights: Sequence[float] | None = None,   # one a reward, in their order; None: `cfg.weights`, or 1 each
     resume: str | int | bool | None = None,   # 'latest' or the iteration of a checkpoint in `out`; None: a new run
     override: Iterable[str] = (),         # fields of `cfg` that may differ from the run's, such as 'iterations'
