@@ -27,12 +27,12 @@ def mean_squares(
 def error_of_mean(
     table: Tensor,         # differences (S, P): training seeds x prompts
 ) -> tuple[float, float]:  # standard error of the mean, and its degrees of freedom
-    "Standard error over both seeds and prompts, with Satterthwaite's degrees of freedom; of one seed, over prompts."
+    "Standard error over seeds and prompts, with Satterthwaite's degrees of freedom; of one of either, over the other."
     S, P = table.shape
-    if P < 2:
-        raise InputError(f'{S} seeds and {P} prompts: an interval needs two prompts at least.')
-    if S == 1:
-        return (table.var()/P).sqrt().item(), P - 1
+    if S*P < 2:
+        raise InputError(f'{S} seeds and {P} prompts: an interval needs two of one of them at least.')
+    if S == 1 or P == 1:
+        return (table.var()/(S*P)).sqrt().item(), S*P - 1
     seeds, prompts, rest = mean_squares(table)
     total = max(seeds, rest) + max(prompts, rest) - rest     # a negative component counts as zero
     spread = seeds**2/(S - 1) + prompts**2/(P - 1) + rest**2/((S - 1)*(P - 1))

@@ -65,15 +65,16 @@ def _record(name: str, seed: int, place: str, cost: dict, scores: dict) -> dict:
     return dict(name=name, protocol='toy', config=dict(seed=seed), places=places, probes=[], others=[])
 
 def _both_scores(network, toy: ToyConfig) -> dict:
-    "Trained and held-out scores (R, CONTEXTS) of copies."
-    return dict(trained=toy_scores(network, toy.reward), held=toy_scores(network, toy_reward(HELD_OUT)))
+    "Trained and held-out scores (R, 1) of copies: a mean over prompts, which are the same few for all."
+    scorers = dict(trained=toy.reward, held=toy_reward(HELD_OUT))
+    return {name: toy_scores(network, scorer).mean(1, keepdim=True) for name, scorer in scorers.items()}
 
 def toy_records(
     rows: dict[str, Method],                # row → method
     toy: ToyConfig,                         # how long and how many
     rates: dict[str, float] | None = None,  # row → learning rate; None: searched
 ) -> tuple[Records, dict[str, float]]:      # of all copies, and the learning rates
-    "Train every row, and judge it by the prompts that all copies share."
+    "Train every row; intervals will be over copies, as the prompts are the same few for all."
     if rates is None:
         groups = {name: tuple(each for each in searched_rows(name) if each in rows) or (name,) for name in rows}
         found = {group: toy_rate([rows[name] for name in group], toy) for group in dict.fromkeys(groups.values())}
@@ -91,7 +92,7 @@ def toy_records(
 # %% ../../nbs/study/25_toy_study.ipynb #cell-09
 def kept_records(
     records: Records,   # of copies
-) -> dict:              # JSON: scores of the base model and of each row's copies by prompt, to four digits
+) -> dict:              # JSON: scores of the base model and of each row's copies, to four digits
     "Records as they are stored."
     def kept(run):
         place, = run['places'].values()
