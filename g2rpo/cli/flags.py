@@ -57,6 +57,8 @@ def add_device_flag(parser) -> None:  # parser: of a command
 def add_run_flags(parser) -> None:  # parser: of a command
     "The flags that make a `Config`."
     add_device_flag(parser)
+    parser.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
+                        help='TOML, YAML or JSON with values of these flags, those of the method in a table `method`')
     add_field_flags(parser, CONFIG_FIELDS, 'run')
     add_field_flags(parser, METHOD_FIELDS, 'method')
 
