@@ -40,5 +40,6 @@ def thin_transformer(pipe):
     import torch
     from diffusers import FluxTransformer2DModel
     torch.manual_seed(0)
-    thin = dict(num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=32)
+    thin = dict(num_layers=1, num_single_layers=1, num_attention_heads=2, attention_head_dim=32,
+                axes_dims_rope=(8, 12, 12))
     return FluxTransformer2DModel.from_config(dict(pipe.transformer.config) | thin)
