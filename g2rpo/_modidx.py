@@ -1264,6 +1264,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'g2rpo/training/config.py'),
                                        'g2rpo.training.config.Config._check_trained_dtype': ( 'training/config.html#config._check_trained_dtype',
                                                                                               'g2rpo/training/config.py'),
+                                       'g2rpo.training.config.Config.autocast': ( 'training/config.html#config.autocast',
+                                                                                  'g2rpo/training/config.py'),
                                        'g2rpo.training.config.open_policy': ( 'training/config.html#open_policy',
                                                                               'g2rpo/training/config.py'),
                                        'g2rpo.training.config.source_of': ('training/config.html#source_of', 'g2rpo/training/config.py'),

@@ -107,7 +107,7 @@ def evaluate_command(args) -> None:  # args: what argparse found
     prompts = load_prompts(args.prompts, args.scorers) if args.prompts else sign_prompts('test')
     policy, scorers = open_policy(cfg, device), load_rewards(args.scorers, device)
     size = policy.height, policy.width
-    precision = args.precision or ('no' if device == 'cpu' else cfg.precision)
+    precision = args.precision or ('no' if device == 'cpu' else cfg.autocast)
     protocol = EvalConfig(tuple(prompts), args.seeds, args.T, *size, args.scorers, scorer_hashes(scorers), precision)
     base = evaluate(policy, protocol, scorers, cfg.batch_size)
     tuned = evaluate(load_weights(policy, Path(args.run)/'weights'), protocol, scorers, cfg.batch_size)

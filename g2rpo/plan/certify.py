@@ -176,7 +176,7 @@ def certify_judging(
     from g2rpo.rewards.preprocess import to_pil
     cfg = found.cfg
     protocol = EvalConfig((prompt,), (0,), cfg.T, cfg.height, cfg.width, tuple(rewards), scorer_hashes(rewards),
-                          cfg.precision)
+                          cfg.autocast)
     scores = {name: table.item() for name, table in evaluate(policy, protocol, rewards, 1).items()}
     if picture:
         to_pil(generate(policy, [prompt], 0, cfg.T, 1))[0].save(picture)

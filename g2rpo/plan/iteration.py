@@ -83,7 +83,7 @@ def rollout_stages(
     gpu: Gpu,                 # its rates
 ) -> Iterator[Stage]:         # a stage for each pass
     "The walk and the completions."
-    each = guidance_passes(cfg)*flops.forward/gpu.flops('bf16' if cfg.precision == 'bf16' else 'fp32')
+    each = guidance_passes(cfg)*flops.forward/gpu.flops('bf16' if cfg.autocast == 'bf16' else 'fp32')
     for i, states in enumerate(passes.walk):
         yield Stage('walk', states*each, 0 if cfg.gather_once and i else 1)
     for states in passes.completion:
@@ -97,7 +97,7 @@ def update_stages(
     gpu: Gpu,                 # its rates
 ) -> Iterator[Stage]:         # a stage for each pass forward and each backward
     "The optimiser steps."
-    rate = gpu.flops('bf16' if cfg.precision == 'bf16' else 'fp32')/guidance_passes(cfg)
+    rate = gpu.flops('bf16' if cfg.autocast == 'bf16' else 'fp32')/guidance_passes(cfg)
     summed_once = cfg.gather_once or not cfg.shard or cfg.lora_rank
     for n, update in enumerate(passes.updates):
         for i, states in enumerate(update):

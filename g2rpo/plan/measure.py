@@ -50,7 +50,7 @@ def random_policy(
     def encode(prompts):
         cond = policy.empty_condition(len(prompts))
         return type(cond)(cond.embeds.to(device), cond.pooled.to(device))
-    policy.encode, policy.precision = encode, cfg.precision
+    policy.encode, policy.precision = encode, cfg.autocast
     return set_compute(policy, cfg.checkpointing, cfg.attention, cfg.compiled)
 
 # %% ../../nbs/plan/13_measure.ipynb #cell-09

@@ -58,7 +58,7 @@ def meta_policy(
     with torch.device('meta'):
         make_trainable(policy, cfg.lora_rank, cfg.lora_alpha)
     policy.encode = lambda prompts: policy.empty_condition(len(prompts))
-    policy.precision = cfg.precision
+    policy.precision = cfg.autocast
     return policy
 
 def weightless_from(

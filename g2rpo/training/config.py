@@ -94,14 +94,18 @@ class Config:
             at_least(name, getattr(self, name), low, why)
         for name in CONFIG_POSITIVE:
             above(name, getattr(self, name), 0)
-        if self.precision == 'auto':
-            half = 'bf16' in (self.dtype, self.gather_dtype)
-            object.__setattr__(self, 'precision', 'bf16' if half else fast_precision())
         if self.shift is not None:
             above('shift', self.shift, 0)
         self._check_trained_dtype()
         self._check_split_passes()
         self.method.check(self.T, self.group_size)
+
+    @property
+    def autocast(self) -> str:
+        "The precision, `auto` settled: no or bf16, the latter where weights are in bf16 or it is fast on this machine."
+        if self.precision != 'auto':
+            return self.precision
+        return 'bf16' if 'bf16' in (self.dtype, self.gather_dtype) else fast_precision()
 
     def _check_trained_dtype(self):
         "Weights that are trained are kept in float32, and what is kept or gathered in bf16 computes in it."
@@ -133,7 +137,7 @@ def open_policy(
         cfg.model, cfg.height, cfg.width, cfg.max_tokens, device,
         guidance_scale=cfg.guidance_scale, shift=cfg.shift, revision=cfg.revision,
         dtype=cfg.dtype, encoder_dtype=cfg.encoder_dtype, offload=cfg.offload, cache=cfg.cache,
-        precision=cfg.precision, empty=empty)
+        precision=cfg.autocast, empty=empty)
     return set_compute(policy, cfg.checkpointing, cfg.attention, cfg.compiled)
 
 def wrap_pipeline(
@@ -149,7 +153,7 @@ def wrap_pipeline(
     policy = FAMILIES[name](
         pipe, cfg.height, cfg.width, max_tokens=cfg.max_tokens, guidance_scale=cfg.guidance_scale, shift=cfg.shift,
         offload=cfg.offload, cache=cfg.cache)
-    policy.precision = cfg.precision
+    policy.precision = cfg.autocast
     return set_compute(policy, cfg.checkpointing, cfg.attention, cfg.compiled)
 
 IN_MEMORY = 'in-memory'   # recorded as the model of a run whose policy was handed over and says nothing of its source

@@ -78,7 +78,8 @@ def resolve_inputs(
     if device is None:
         device = str(init_processes(cfg.ddp_timeout).device if policy is None else policy.device)
     rewards = load_rewards(cfg.rewards, device) if rewards is None else named_rewards(rewards)
-    cfg = replace(cfg, rewards=tuple(rewards), weights=cfg.weights if weights is None else tuple(weights))
+    weights = cfg.weights if weights is None else tuple(weights)
+    cfg = replace(cfg, rewards=tuple(rewards), weights=weights, precision=cfg.autocast)
     check_weights(cfg.weights, rewards)                # before a large policy is loaded
     if isinstance(prompts, str):
         raise InputError(f'prompts={prompts!r} is one text; pass a list of them, or name the set in the config.')
@@ -135,7 +136,7 @@ def prepare_training(
 ) -> TrainState:   # parameters, optimiser, and what the method asks for
     "Make a policy trainable and put an optimiser on it."
     model, sharded = policy.pipe.transformer, cfg.shard and not cfg.lora_rank and accelerator.num_processes > 1
-    policy.precision = cfg.precision
+    policy.precision = cfg.autocast
     if cfg.attention is None:
         torch.backends.cuda.enable_cudnn_sdp(False)   # its plan may depend on whether there is a gradient
     def split(m): return split_from_main(m, accelerator.device, cfg) if sharded else m
