@@ -41,12 +41,15 @@ def gain_html(
 ) -> str:                      # HTML
     "Rows by gain on the first scorer, with what they cost."
     def score(scorer): return f'{records.of_base(place, scorer).mean():.3f}'
+    def gain(name, scorer):
+        found = records.gain(name, place, scorer)
+        return f'{found.mean:+.3f} ± {(found.high - found.low)/2:.3f}'
     names = sorted(records.rows, key=lambda name: -records.gain(name, place, scorers[0]).mean)
     lines = [['base model', '', '', '', *map(score, scorers)]]
     for name in names:
         spent = records.spent(name, place)
         cost = [len(records.rows[name]), f'{spent["iterations"]:.0f}', f'{spent.get("equivalents", spent["nfe"]):,.0f}']
-        lines.append([name, *cost, *(str(records.gain(name, place, scorer)) for scorer in scorers)])
+        lines.append([name, *cost, *(gain(name, scorer) for scorer in scorers)])
     return html_table(['', 'seeds', 'iterations', 'equivalents', *scorers], lines)
 
 # %% ../../nbs/study/12_tables.ipynb #cell-11
