@@ -148,8 +148,9 @@ def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
                               description='Score base and tuned model, paired.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('--prompts', default=None, help='a set such as hpdv2_test, or a file with one prompt a line; '
-                     'default: the embedded held-out ones')
-    sub.add_argument('--scorers', type=name_list, default=('ppocr6', 'ddddocr'), help='as --rewards of train')
+                     'default: those of the run, of the embedded default its held-out ones')
+    sub.add_argument('--scorers', type=name_list, default=None, help='as --rewards of train; default: those of the run')
+    sub.add_argument('--out', default=None, help='folder for evaluation.json and evaluation.png; default: the run')
     sub.add_argument('--T', type=int, default=16, help='steps of the deterministic sampler')
     sub.add_argument('--height', type=int, default=0,
                      help='pixels; default: as it was trained (1024 on Flux.1-dev in the papers)')

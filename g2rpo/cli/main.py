@@ -8,7 +8,8 @@ __all__ = ['COMMANDS', 'main']
 # %% ../../nbs/cli/06_main.ipynb #cell-02
 import sys
 from .commands import (calibrate_command, certify_command, convert_command, demo_command, doctor_command,
-    evaluate_command, fetch_command, repro_command, train_command)
+    fetch_command, repro_command, train_command)
+from .evaluation import evaluate_command
 from .flags import build_parser
 from ..errors import InputError, RunStopped
 

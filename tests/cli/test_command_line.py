@@ -67,6 +67,9 @@ def test_train_then_evaluate(here, mini, capsys):
     assert main('evaluate run --prompts prompts.txt --scorers shade:dark,colour --T 2 --seeds 0'.split()) == 0
     printed = capsys.readouterr().out
     assert 'protocol' in printed and 'shade:dark' in printed and '→' in printed
+    assert main('evaluate run --T 2 --seeds 0 --out own'.split()) == 0          # the run's own reward and prompts
+    found = json.loads((here/'own'/'evaluation.json').read_text())
+    assert [*found['gains']] == ['shade:dark'] and found['T'] == 2 and (here/'own'/'evaluation.png').exists()
     colour = 'evaluate run --prompts prompts.txt --scorers colour --seeds 0'
     assert main(f'{colour} --T 2 --height 48'.split()) == 0 and '48x48 pixels' in capsys.readouterr().out
     assert main(f'{colour} --T 2 --height 25'.split()) == 2
