@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONVERTERS', 'FieldInfo', 'fields_in', 'int_list', 'float_list', 'name_list', 'yes_or_no', 'step_indices',
-           'one_or_more', 'window_of', 'psi_of', 'converter', 'as_typed', 'flag_help', 'add_field_flags', 'metavar_of']
+           'one_or_more', 'window_of', 'psi_of', 'converter', 'as_typed', 'flag_help', 'add_field_flags', 'metavar_of',
+           'LineParser', 'dashed']
 
 # %% ../../nbs/cli/01_fields.ipynb #cell-02
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from ..errors import InputError
 from pathlib import Path
 
 # %% ../../nbs/cli/01_fields.ipynb #cell-05
@@ -155,3 +157,25 @@ def add_field_flags(
 def metavar_of(field: FieldInfo) -> str:  # field: of a dataclass
     "What stands for the value in the help."
     return {'bool': 'yes|no', 'str': 'NAME', 'int': 'N', 'float': 'X'}.get(field.annotation.split(' |')[0], 'VALUES')
+
+# %% ../../nbs/cli/01_fields.ipynb #cell-21
+class LineParser(argparse.ArgumentParser):
+    "A parser that says what is wrong in one line, and takes `--group_size` for `--group-size`."
+    def error(self, message: str) -> None:  # message: what argparse found
+        "Refuse what was typed."
+        raise InputError(message)
+
+    def parse_known_args(
+        self,
+        args=None,       # words typed; None: those of this process
+        namespace=None,  # to fill
+    ):                   # namespace and words that are left
+        "As argparse does, with underscores in names of flags taken for dashes."
+        import sys
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([dashed(word) for word in words], namespace)
+
+def dashed(word: str) -> str:  # word: one of the command line
+    "A flag's name with dashes; any other word as it is."
+    name, sign, value = word.partition('=')
+    return name.replace('_', '-') + sign + value if name.startswith('--') else word
