@@ -146,7 +146,7 @@ def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-10
 def add_share(commands) -> None:  # commands: sub-parsers of the whole
-    "`g2rpo sample` and `g2rpo export`."
+    "`g2rpo sample`, `g2rpo export` and `g2rpo report`."
     text = 'draw with base and tuned weights of a run, from the same noise'
     sub = commands.add_parser('sample', help=text, description=text.capitalize() + '.')
     sub.add_argument('run', help='folder of a finished run')
@@ -161,6 +161,10 @@ def add_share(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('out', help='new folder')
     sub.add_argument('--push-to-hub', default=None, metavar='NAME', help='upload it, private, to a repository of yours')
     sub.set_defaults(height=0, width=0)
+    text = 'show what runs did in one HTML file: curves, samples, steps, panel, seconds, config'
+    sub = commands.add_parser('report', help=text, description=text.capitalize() + '.')
+    sub.add_argument('runs', nargs='+', help='folders of runs; those that differ in the seed alone share a curve')
+    sub.add_argument('--out', default=None, help='file; default: report.html in the first folder')
 
 def build_parser() -> LineParser:
     "The whole command line."
