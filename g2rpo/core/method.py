@@ -14,7 +14,7 @@ from .psi import Psi
 from .schedule import (check_granularities, check_steps, completion_nodes, compressed_grid, even_nodes, FORMS,
                                  merged_span, noise_levels, PLACEMENTS)
 from .window import Window
-from ..errors import above, at_least, InputError, one_of
+from ..errors import above, all_finite, at_least, InputError, one_of
 
 # %% ../../nbs/core/08_method.ipynb #cell-05
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class Method:
             object.__setattr__(self, 'steps', tuple(self.steps))
         elif self.steps not in ('half', 'all'):
             raise InputError(f'steps={self.steps!r} must be half, all or indices such as 0,1,2.')
+        all_finite(vars(self))
         for field, choices in _FIELD_CHOICES.items():
             one_of(field, getattr(self, field), choices)
         for field in _POSITIVE_FIELDS:
