@@ -8,7 +8,7 @@ def leave(*_):
     os._exit(75)
 
 if __name__ == '__main__':
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in filter(None, (signal.SIGTERM, getattr(signal, 'SIGHUP', None))):
         signal.signal(number, leave)
     from g2rpo.study.launch import run_from_file
     code = run_from_file(sys.argv[1:])
