@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from safetensors import SafetensorError
 from ..errors import InputError, NothingToLearn, RunStopped
-from .checks import (check_devices, check_model, check_packages, check_tracker, check_values, Finding,
+from .checks import (check_devices, check_model, check_packages, check_tracker, Finding,
                                free_memory)
 from .cost import nfe_per_iteration, training_grid
 from .iteration import ASSUMED_TFLOPS, estimate_iteration, NETWORKS
@@ -119,7 +119,6 @@ def check_files(
 ) -> Iterator[Finding]:             # of everything that is downloaded or set
     "What has to be there, whatever computes."
     yield from check_packages(cfg, judges)
-    yield from check_values(cfg)
     yield from check_tracker(cfg)
     yield from check_model(cfg)
     yield from check_names(cfg, judges)

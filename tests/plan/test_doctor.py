@@ -114,7 +114,7 @@ def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
 
 REFUSED = dict(
     panel=(['--panel', 'nope'], "'nope' is not one of"), watched=(['--panel', 'ppocr6'], 'only what is trained on'),
-    tracker=(['--tracker', 'wandb'], 'pip install wandb'), lr=(['--lr', 'inf'], 'lr=inf is not finite'),
+    tracker=(['--tracker', 'wandb'], 'pip install wandb'),
     weights=(['--weights', '1,2'], 'give one weight each'), server=(['--rewards', 'geneval'], 'export G2RPO_GENEVAL='))
 
 @pytest.mark.parametrize('case', REFUSED)
@@ -126,6 +126,9 @@ def test_the_doctor_refuses_what_a_run_would(case, capsys, monkeypatch):
     assert main(['doctor', *flags]) == 1
     said = capsys.readouterr().out
     assert said.startswith('FAIL') and message in said and 'What to do, in this order:' in said
+
+def test_an_infinite_rate_is_refused_at_once(capsys):
+    assert main(['doctor', '--lr', 'inf']) == 2 and 'lr=inf must be finite' in capsys.readouterr().err
 
 def test_a_folder_under_a_file_is_refused(tmp_path, capsys):
     (tmp_path/'file').write_text('no folder')
