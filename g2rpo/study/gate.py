@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Directions', 'complete_finely', 'measure_directions', 'standardise', 'signal', 'signal_per_cost', 'gate',
-           'gate_error']
+           'over_prompts']
 
 # %% ../../nbs/study/23_gate.ipynb #cell-02
 import torch
@@ -15,7 +15,7 @@ from ..core.method import Method
 from ..core.rollout import rollout
 from ..core.sampler import ode_step
 from ..core.velocity import Ledger, Velocity
-from ..plan.cost import iteration_cost
+from ..plan.cost import iteration_cost, training_grid
 from ..rewards.protocol import call_reward
 from ..training.config import Config
 from ..training.update import score_rollout
@@ -81,24 +81,22 @@ def standardise(
 def signal(
     found: Directions,       # of a model
     lams: tuple[int, ...],   # granularities whose advantages are summed
-) -> Tensor:                 # (ρσ)² of each step and group (K, P); its mean over groups is the signal
+) -> Tensor:                 # ρσ of each step and group (K, P); the square of its mean over groups is the signal
     "What the fused advantage sees of the truth, group by group."
     fused = standardise(sum(standardise(found.coarse[found.lams.index(lam)]) for lam in lams))
     G = found.fine.shape[-1]
-    seen = (fused*(found.fine - found.fine.mean(-1, keepdim=True))).sum(-1)/(G - 1)      # ρσ of a group
-    return seen
+    return (fused*(found.fine - found.fine.mean(-1, keepdim=True))).sum(-1)/(G - 1)
 
 def signal_per_cost(
     found: Directions,       # of a model
     cfg: Config,             # method, group size and grid; its steps and granularities are replaced
-    grid: Tensor,            # (T+1,)
     lams: tuple[int, ...],   # granularities
     steps: tuple[int, ...],  # steps that take noise
     picture: float = 0.,     # forward equivalents of decoding and scoring a picture
 ) -> float:                  # per million forward equivalents of a prompt
     "Signal of an iteration with these granularities and steps, for what it costs."
     method = replace(cfg.method, granularities=lams, steps=steps)
-    nfe, pictures = iteration_cost(replace(cfg, prompts_per_iteration=1, method=method), grid)
+    nfe, pictures = iteration_cost(replace(cfg, prompts_per_iteration=1, method=method), training_grid(cfg))
     mean = signal(found, lams).mean(1).clamp(min=0)                       # (K,)
     total = mean[[found.steps.index(k) for k in steps]].square().sum().item()
     return total/(nfe + picture*pictures)*1e6
@@ -106,28 +104,22 @@ def signal_per_cost(
 def gate(
     found: Directions,       # of a model
     cfg: Config,             # method, group size and grid
-    grid: Tensor,            # (T+1,)
     lams: tuple[int, ...],   # granularities that are asked about
     steps: tuple[int, ...],  # steps that take noise
     picture: float = 0.,     # forward equivalents of decoding and scoring a picture
 ) -> float:                  # above 1: they are expected to pay
     "Signal for its cost, relative to that of Λ = {1}."
-    one = signal_per_cost(found, cfg, grid, (1,), steps, picture)
-    return signal_per_cost(found, cfg, grid, lams, steps, picture)/one
+    one = signal_per_cost(found, cfg, (1,), steps, picture)
+    return signal_per_cost(found, cfg, lams, steps, picture)/one
 
-def gate_error(
-    found: Directions,       # of a model
-    cfg: Config,             # method, group size and grid
-    grid: Tensor,            # (T+1,)
-    lams: tuple[int, ...],   # granularities that are asked about
-    steps: tuple[int, ...],  # steps that take noise
-    picture: float = 0.,     # forward equivalents of decoding and scoring a picture
-    samples: int = 200,      # of prompts, with replacement
-) -> tuple[float, float]:    # 2.5 % and 97.5 % quantile
-    "Bootstrap interval of a gate over prompts."
+def over_prompts(
+    found: Directions,        # of a model
+    value: Callable,          # what is asked of them, a number
+    samples: int = 200,       # of prompts, with replacement
+) -> tuple[float, float]:     # 2.5 % and 97.5 % quantile
+    "Bootstrap interval of a number over prompts."
     generator, out, P = torch.Generator().manual_seed(0), [], found.fine.shape[1]
     for _ in range(samples):
         rows = torch.randint(P, (P,), generator=generator)
-        drawn = replace(found, coarse=found.coarse[:, :, rows], fine=found.fine[:, rows])
-        out.append(gate(drawn, cfg, grid, lams, steps, picture))
+        out.append(value(replace(found, coarse=found.coarse[:, :, rows], fine=found.fine[:, rows])))
     return tuple(torch.tensor(out).quantile(torch.tensor([.025, .975])).tolist())

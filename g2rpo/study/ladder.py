@@ -68,14 +68,14 @@ def _as_published(folder: Path) -> dict[tuple, dict]:
 def climb(
     folder: Path,          # of results
     verdicts: list[dict],  # of rung b
-) -> list[dict]:           # `claim`, and what `a`, `b`, `c`, `d` and `published` say of it, or None
+) -> list[dict]:           # `claim`, what was `predicted` for c, and what `a` to `d` and `published` say
     "What every rung says of the claims."
     toy = {v['claim']: v for v in verdicts if v['scorer'] == 'held'}
     study = Study(repo_root()/'runs'/'study', 'none', tracked=folder/'runs_tiny.jsonl')
     tiny = {v['claim']: v for v in primary_verdicts(study, ExperimentConfig())}
     large = _as_published(folder)
-    return [dict(claim=c.text, a=lab_ratio(folder, c), b=toy.get(c.text), c=tiny.get(c.text), d=large.get((c.a, c.b)),
-                 published=published_difference(c)) for c in LADDER_CLAIMS]
+    return [dict(claim=c.text, predicted=c.expected, a=lab_ratio(folder, c), b=toy.get(c.text), c=tiny.get(c.text),
+                 d=large.get((c.a, c.b)), published=published_difference(c)) for c in LADDER_CLAIMS]
 
 # %% ../../nbs/study/26_ladder.ipynb #cell-09
 def _told(verdict: dict | None) -> str:
@@ -92,9 +92,9 @@ def ladder_html(
     asked = [key for key in heads if any(rung[key] for rung in rungs)]
     def line(rung):
         a, published = rung['a'], rung['published']
-        return [rung['claim'], '' if a is None else f'× {a:.2f}', *(_told(rung[key]) for key in asked),
-                '' if published is None else f'{published:+.3f}']
-    head = ['claim', 'a: credit lab', *(heads[key] for key in asked), 'published']
+        ratio, reported = '' if a is None else f'× {a:.2f}', '' if published is None else f'{published:+.3f}'
+        return [rung['claim'], rung['predicted'], ratio, *(_told(rung[key]) for key in asked), reported]
+    head = ['claim', 'predicted for c', 'a: credit lab', *(heads[key] for key in asked), 'published']
     return html_table(head, [line(rung) for rung in rungs])
 
 # %% ../../nbs/study/26_ladder.ipynb #cell-12

@@ -15,7 +15,7 @@ from .defaults import results_folder
 from .gate import Directions, measure_directions
 from .tables import rounded
 from ..training.config import Config, open_policy
-from ..training.evaluate import measured_by
+from ..training.evaluate import base_weights, measured_by
 
 # %% ../../nbs/study/24_measured.ipynb #cell-04
 def measured_directions(
@@ -25,7 +25,7 @@ def measured_directions(
 ) -> Directions:     # read, or measured and kept
     "Directions of the base model, by the first reward that is trained on."
     file = results_folder(experiment.parameters, experiment.name)/f'directions_{experiment.setting.pool}_{prompts}.json'
-    if not file.exists():
+    if not file.exists() or read_json(file)['base'] != base_weights(cfg):      # of another base model
         began, policy, rewards = time.time(), open_policy(cfg), load_rewards(cfg.rewards[:1])
         reward, = rewards.values()
         asked = sign_prompts('train')[-prompts:]

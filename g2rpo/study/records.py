@@ -57,10 +57,11 @@ def mean_scores(
     return torch.tensor([scores[name] for name in scorer.split('+')]).mean(0)
 
 def _scored_alike(a: dict, b: dict) -> bool:
-    "Whether two records can be paired by prompt: same protocols and same files of the scorers."
+    "Whether two records can be paired by prompt: same protocols, base weights and files of the scorers."
     mine, other = ({o['T']: o.get('protocol') for o in record.get('others', ())} for record in (a, b))
     same = all(mine[T] == other[T] for T in mine.keys() & other.keys())
-    return same and a['protocol'] == b['protocol'] and [*a.get('checkpoints', ())] == [*b.get('checkpoints', ())]
+    scorers = [*a.get('checkpoints', ())] == [*b.get('checkpoints', ())]
+    return same and scorers and a['protocol'] == b['protocol'] and a.get('base') == b.get('base')
 
 def _seed_of(record: dict) -> int: return record['config']['seed']
 
@@ -83,7 +84,7 @@ class Records:
         odd = sorted({run['protocol'] for run in runs if not _scored_alike(run, self.base)})
         if odd:
             raise InputError(f'records of the protocols {odd} and a base of {self.base["protocol"]} '
-                             'cannot be compared, or their scorers are other files; score them under one.')
+                             'cannot be compared, or their base weights or scorers are other files.')
         seen = set()
         for run in runs:
             if (run['name'], _seed_of(run)) in seen:

@@ -157,14 +157,15 @@ class ExperimentConfig:
         return load_psi(file) if self.preset != 'smoke' and file.exists() else None
 
     def missing_psi(self, rows: dict[str, Method]) -> str:  # rows: methods by name
-        "Which of `rows` lacks calibrated noise, and the command that makes it; empty if none. Short runs do without."
+        "Which row lacks calibrated noise, and the fix; `smoke` does without."
         lacking = [name for name, row in rows.items()
                    if name in STUDY_ROWS and STUDY_ROWS[name].calibrated and not row.psi]
-        if not lacking or not self.published:
+        if not lacking or self.preset == 'smoke':
             return ''
         name, out = lacking[0], self.psi_file().relative_to(repo_root())
-        return (f'{name} has no calibrated noise yet; run: g2rpo calibrate --preset {self.preset_of(name).preset} '
-                f'--rewards {self.reward} --prompts {self.reward}_train --out {out}')
+        flags = f' --rewards {self.reward} --prompts {self.reward}_train' if self.published else ''
+        command = f'g2rpo calibrate --preset {self.preset_of(name).preset}{flags} --out {out}'
+        return f'{name} has no calibrated noise; run: {command}'
 
     def config(
         self,
@@ -208,7 +209,7 @@ class ExperimentConfig:
         rates: dict[str, dict],               # name → what the search for its learning rate found
         protocol: EvalConfig | None = None,   # how rows are scored; None: `eval_config()`
     ) -> list[RunSpec]:                       # seed by seed: a study that was cut short has the first seeds of all rows
-        "A job for each seed and row."
+        "A job for each."
         protocol, out = protocol or self.eval_config(), []
         for seed in range(self.seeds):
             for name, row in rows.items():

@@ -14,8 +14,9 @@ from pathlib import Path
 from ..core.method import Method
 from ..core.psi import Psi
 from ..core.rows import METHODS
+from ..errors import InputError
 from ..files import read_json, write_json
-from .gate import gate, gate_error, measure_directions
+from .gate import gate, measure_directions, over_prompts
 from .protocol import searched_rows, TINY_PROTOCOL
 from .rates import next_rate
 from .records import Claim, judge_claims, Records
@@ -120,9 +121,9 @@ def toy_gate(
     found = measure_directions(policy, ROW_MGAI, toy_prompts(copies), toy.T, 8, toy.reward, toy_reward(), toy.first,
                                batch_size=10**6)
     cfg = Config(method=ROW_MGAI, T=toy.T, precision='no')
-    of = found, cfg, policy.grid(toy.T), (1, 2, 3), tuple(ROW_MGAI.noisy_steps(toy.T))
-    low, high = gate_error(*of)
-    return dict(gate=gate(*of), low=low, high=high)
+    def asked(directions): return gate(directions, cfg, (1, 2, 3), tuple(ROW_MGAI.noisy_steps(toy.T)))
+    low, high = over_prompts(found, asked)
+    return dict(gate=asked(found), low=low, high=high)
 
 # %% ../../nbs/study/25_toy_study.ipynb #cell-15
 LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
@@ -133,13 +134,19 @@ TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'd
 GATE_PLACES = [ToyConfig(T=T, rho=rho, kappa=kappa) for T in (6, 10, 24)
                for rho, kappa in ((0., 8.), (1., 8.), (1., 32.), (4., 8.), (4., 32.))]
 
-def _kept(file: Path, make: Callable) -> dict:
-    "What `make` returned, now or earlier."
+# %% ../../nbs/study/25_toy_study.ipynb #cell-16
+def _kept(file: Path, budget: int, replicas: int, make: Callable) -> dict:
+    "What `make` returned, now or earlier; refused if that was with other numbers."
+    asked = dict(budget=budget, replicas=replicas)
     if not file.exists():
         began, made = time.time(), make()
         about = dict(seed=ToyConfig().first, code=code_version(), machine=machine_name('cpu'))
-        write_json(file, about | dict(seconds=round(time.time() - began)) | made)
-    return read_json(file)
+        write_json(file, about | dict(seconds=round(time.time() - began)) | asked | made)
+    stored = read_json(file)
+    if {key: stored[key] for key in asked} != asked:
+        raise InputError(f'{file} has budget={stored["budget"]} and replicas={stored["replicas"]}, not {asked}; '
+                         'name another folder of results.')
+    return stored
 
 def toy_study(
     file: Path,      # where it is kept
@@ -150,11 +157,12 @@ def toy_study(
     toy = ToyConfig(budget, replicas=replicas)
     def make():
         records, rates = toy_records(toy_rows(*TOY_NAMES), toy)
-        return dict(budget=budget, replicas=replicas, rates=rates) | kept_records(records)
-    stored = _kept(file, make)
+        return dict(rates=rates) | kept_records(records)
+    stored = _kept(file, budget, replicas, make)
     records = read_kept(stored)
     return stored, records, judge_claims(records, LADDER_CLAIMS, ('budget',), ('held', 'trained'))
 
+# %% ../../nbs/study/25_toy_study.ipynb #cell-17
 def gate_study(
     file: Path,      # where it is kept
     replicas: int,   # seeds of every row
@@ -171,5 +179,5 @@ def gate_study(
             claim = Claim('{1,2,3} > {1}', 'g2rpo', 'g2rpo_no_mgai')
             verdict, = judge_claims(records, [claim], ('budget',), ('held',))
             trained.append(verdict | {key: gates[i][key] for key in ('T', 'rho', 'kappa', 'gate')} | dict(rates=rates))
-        return dict(budget=budget, replicas=replicas, gates=gates, trained=trained)
-    return _kept(file, make)
+        return dict(gates=gates, trained=trained)
+    return _kept(file, budget, replicas, make)
