@@ -1183,7 +1183,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'g2rpo.study.toy.cloud_centres': ('study/toy.html#cloud_centres', 'g2rpo/study/toy.py'),
                                  'g2rpo.study.toy.replicated': ('study/toy.html#replicated', 'g2rpo/study/toy.py'),
                                  'g2rpo.study.toy.toy_base': ('study/toy.html#toy_base', 'g2rpo/study/toy.py'),
-                                 'g2rpo.study.toy.toy_iterations': ('study/toy.html#toy_iterations', 'g2rpo/study/toy.py'),
+                                 'g2rpo.study.toy.toy_cost': ('study/toy.html#toy_cost', 'g2rpo/study/toy.py'),
                                  'g2rpo.study.toy.toy_prompts': ('study/toy.html#toy_prompts', 'g2rpo/study/toy.py'),
                                  'g2rpo.study.toy.toy_reward': ('study/toy.html#toy_reward', 'g2rpo/study/toy.py'),
                                  'g2rpo.study.toy.toy_scores': ('study/toy.html#toy_scores', 'g2rpo/study/toy.py'),

@@ -82,7 +82,7 @@ def _told(verdict: dict | None) -> str:
     "Difference, interval and verdict."
     if verdict is None:
         return ''
-    return f'{verdict["mean"]:+.3f} [{verdict["low"]:+.3f}, {verdict["high"]:+.3f}] {told_text(verdict)}'
+    return f'{verdict["mean"]:+.3f} ± {(verdict["high"] - verdict["low"])/2:.3f} {told_text(verdict)}'
 
 def ladder_html(
     rungs: list[dict],   # what `climb` returned

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXTS', 'MODES', 'SPREAD', 'HELD_OUT', 'cloud_centres', 'Replicas', 'ToyPolicy', 'toy_prompts', 'toy_base',
-           'replicated', 'toy_reward', 'toy_scores', 'ToyConfig', 'toy_iterations', 'train_toy']
+           'replicated', 'toy_reward', 'toy_scores', 'ToyConfig', 'toy_cost', 'train_toy']
 
 # %% ../../nbs/study/22_toy.ipynb #cell-02
 import math
@@ -18,7 +18,7 @@ from ..core.method import Method
 from ..core.sampler import ode_step
 from ..core.schedule import shift_grid, shift_time
 from ..models.policy import Condition, Policy
-from ..plan.cost import iterations_within_nfe
+from ..plan.cost import iterations_within_nfe, nfe_per_iteration
 from ..training.config import Config
 from ..training.trainer import train
 
@@ -183,13 +183,14 @@ class ToyConfig:
         "What is trained on."
         return toy_reward(rho=self.rho, kappa=self.kappa)
 
-def toy_iterations(
-    method: Method,     # row
-    toy: ToyConfig,     # budget and grid
-) -> int:               # iterations
-    "How many iterations a training has."
-    cfg = Config(method=method, T=toy.T, prompts_per_iteration=1, precision='no')
-    return toy.iterations or iterations_within_nfe(cfg, shift_grid(toy.T, 3.), toy.budget)
+def toy_cost(
+    method: Method,        # row
+    toy: ToyConfig,        # budget and grid
+) -> tuple[int, int]:      # iterations, and forward equivalents of a copy's prompt
+    "How long a training is."
+    cfg, grid = Config(method=method, T=toy.T, prompts_per_iteration=1, precision='no'), shift_grid(toy.T, 3.)
+    n = toy.iterations or iterations_within_nfe(cfg, grid, toy.budget)
+    return n, sum(nfe_per_iteration(cfg, grid, i) for i in range(n))
 
 def train_toy(
     method: Method,     # row
@@ -199,7 +200,7 @@ def train_toy(
     network, prompts = replicated(toy_base(), toy.replicas), toy_prompts(toy.replicas)
     cfg = Config(
         method=method, height=1, width=1, precision='no', T=toy.T, prompts_per_iteration=len(prompts), lr=toy.lr,
-        iterations=toy_iterations(method, toy), seed=toy.first, max_grad_norm=1e9, batch_size=10**6,
+        iterations=toy_cost(method, toy)[0], seed=toy.first, max_grad_norm=1e9, batch_size=10**6,
         grad_batch_size=10**6, save_every=0, rewards=('trained',))
     train(cfg, dict(trained=toy.reward), prompts, policy=ToyPolicy(network))
     return network.requires_grad_(False)

@@ -21,7 +21,7 @@ from .protocol import searched_rows, TINY_PROTOCOL
 from .rates import next_rate
 from .records import Claim, judge_claims, Records
 from .setting import short_run, STUDY_ROWS
-from .toy import (HELD_OUT, replicated, toy_base, toy_iterations, toy_prompts, toy_reward, toy_scores,
+from .toy import (HELD_OUT, replicated, toy_base, toy_cost, toy_prompts, toy_reward, toy_scores,
                              ToyConfig, ToyPolicy, train_toy)
 from ..training.calibrate import calibrate, Calibration
 from ..training.config import Config
@@ -83,8 +83,8 @@ def toy_records(
     records = []
     for name, method in rows.items():
         own = replace(toy, lr=rates[name])
-        scores, n = _both_scores(train_toy(method, own), toy), toy_iterations(method, own)
-        cost = dict(iterations=n, nfe=toy.budget, equivalents=toy.budget)
+        scores, (n, nfe) = _both_scores(train_toy(method, own), toy), toy_cost(method, own)
+        cost = dict(iterations=n, nfe=nfe, equivalents=nfe)
         records += [_record(name, seed, 'budget', cost, {s: of[seed].tolist() for s, of in scores.items()})
                     for seed in range(toy.replicas)]
     base = {s: of[0].tolist() for s, of in _both_scores(replicated(toy_base(), 1), toy).items()}
