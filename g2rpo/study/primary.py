@@ -7,8 +7,7 @@ __all__ = ['with_holm', 'primary_verdicts', 'adjust_primary']
 
 # %% ../../nbs/study/19_primary.ipynb #cell-02
 from dataclasses import replace
-from ..errors import InputError
-from .launch import Study
+from .launch import MissingRuns, Study
 from .protocol import TINY_PROTOCOL
 from .rates import find_rates
 from .records import Claim, judge_claims, Records
@@ -22,7 +21,7 @@ def _records(study: Study, setting: ExperimentConfig, claim: Claim) -> Records |
     try:
         rates = find_rates(reading, setting, list(rows))
         base, *runs = reading.results([setting.base(), *setting.jobs(rows, rates)])
-    except InputError:
+    except MissingRuns:
         return None
     return Records(runs, base)
 
