@@ -140,7 +140,7 @@ def run_demo(
     print(f'Scoring the base model on {len(protocol.prompts)} held-out prompts × {len(seeds)} seeds.', flush=True)
     base, before = look()
     print(f'Training: {cfg.iterations} iterations; Ctrl-C ends it with what it has.', flush=True)
-    metrics = train(cfg, load_rewards(cfg.rewards), sign_prompts('train'), out, policy=policy).metrics
+    metrics = train(cfg, out=out, policy=policy).metrics
     print('Scoring the tuned model.', flush=True)
     tuned, after = look()
     gains = {name: asdict(paired_gain(base[name], tuned[name])) for name in scorers}

@@ -48,6 +48,8 @@ def add_train(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--resume', nargs='?', const='latest', default=None, metavar='ITERATION',
                      help='go on from the last whole checkpoint, or from the one named; begins if there is none. '
                      'The config is read from the folder; what is typed besides must agree with it')
+    sub.add_argument('--dry-run', action='store_true',
+                     help='print the config and what `g2rpo doctor` finds with it; nothing is written')
     sub.add_argument('--override', action='append', default=[], metavar='KEY=VALUE',
                      help='change a value that may change within a run, such as iterations=600')
     add_run_flags(sub)

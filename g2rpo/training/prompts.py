@@ -20,6 +20,8 @@ from ..files import read_json, write_json
 from ..rewards.checkpoints import assets_dir
 from ..rewards.ocr import READER_PACKAGES
 from ..rewards.protocol import target_text
+from .config import IN_MEMORY
+from .datasets import is_dataset, read_table
 
 # %% ../../nbs/training/03_prompts.ipynb #cell-05
 def prompt_of(
@@ -65,11 +67,13 @@ def read_entries(
     return entries
 
 def read_prompts(
-    path: Path,   # a .txt, .json or .jsonl file
+    path: Path,   # a .txt, .json, .jsonl or .parquet file, or a data set
     source: str,  # its name as it was typed, for messages
 ) -> list[str]:   # distinct prompts, in the order of the file
     "The prompts of a file."
-    prompts = [prompt_of(entry, source).strip() for entry in read_entries(path, source)]
+    is_table = path.suffix == '.parquet' or not path.is_file()
+    entries = read_table(source) if is_table else read_entries(path, source)
+    prompts = [prompt_of(entry, source).strip() for entry in entries]
     distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt]
     if not distinct:
         raise InputError(f'prompts={source!r} is empty; write one prompt a line.')
@@ -217,20 +221,22 @@ def fetch_prompts(
 
 # %% ../../nbs/training/03_prompts.ipynb #cell-18
 def load_prompts(
-    source: str,   # tiny, one of `PROMPT_SETS`, or a file
+    source: str,   # tiny, one of `PROMPT_SETS`, a file, a folder, or a data set on the hub as owner/name
     rewards=(),    # names of scorers; those that read text need a quoted target in each prompt
 ) -> list[str]:    # distinct prompts
     "The prompts that a config names."
     if source == 'tiny':
         from g2rpo.models.tiny import sign_prompts
         return sign_prompts('train')
-    if Path(source).is_file():
-        prompts = read_prompts(Path(source), source)
-    elif source in PROMPT_SETS:
+    if source in PROMPT_SETS:
         prompts = stored_prompts(source)
+    elif Path(source).is_file() or is_dataset(source):
+        prompts = read_prompts(Path(source), source)
+    elif source == IN_MEMORY:
+        raise InputError(f'prompts={source!r}: they were handed over in Python; name a file, or hand them over again.')
     else:
-        raise InputError(f'prompts={source!r} is not a file; pass a .txt, .json or .jsonl file, '
-                         f'tiny, or one of {", ".join(PROMPT_SETS)}.')
+        raise InputError(f'prompts={source!r} is not a file; pass a .txt, .json, .jsonl or .parquet file, '
+                         f'a data set as owner/name, tiny, or one of {", ".join(PROMPT_SETS)}.')
     if set(rewards) & set(READER_PACKAGES):
         for prompt in prompts:
             target_text(prompt)   # refuses a prompt without one

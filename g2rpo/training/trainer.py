@@ -68,7 +68,8 @@ def train(
     cfg: Config,                          # every value of the run; a preset such as `presets.tiny()` is a start
     rewards=None,                         # images (B, 3, H, W) in [0, 1] and prompts [B] → numbers (B,): one such
                                           # function, a list, or name → function; None: those that `cfg.rewards` names
-    prompts: Iterable[str] | None = None, # `cfg.prompts_per_iteration` texts or more; None: those of `cfg.prompts`
+    prompts: Iterable[str] | str | None = None,   # `cfg.prompts_per_iteration` texts or more, or a set, file or data
+                                          # set by name; None: those of `cfg.prompts`
     out: Path | str | None = None,        # folder for config, metrics, checkpoints and weights; None: none is written
     *,
     policy=None,                          # a `Policy` or a diffusers pipeline, both changed in place, a folder or a
@@ -76,13 +77,13 @@ def train(
     weights: Sequence[float] | None = None,   # one a reward, in their order; None: `cfg.weights`, or 1 each
     resume: str | int | bool | None = None,   # 'latest' or the iteration of a checkpoint in `out`; None: a new run
     override: Iterable[str] = (),         # fields of `cfg` that may differ from the run's, such as 'iterations'
-    panel: Panel | None = None,           # held-out prompts and scorers to look at on the way
+    panel: Panel | None = None,           # held-out prompts and scorers to look at on the way; None: as in `cfg`
     on_iteration: Callable | None = None, # called with the metrics (a dictionary) of each iteration
     final_weights: bool = True,           # write `out`/weights when it ends, early or not
     device: str | None = None,            # 'cpu', 'cuda:0', ...; None: that of `policy`, or this process's own
 ) -> TrainResult:                         # metrics (a row an iteration), the trained policy, the folder
     "Train a policy on rewards: roll out, score, credit, update, record. Ctrl-C or SIGTERM end it early, to be resumed."
-    cfg, rewards, prompts, policy = resolve_inputs(cfg, rewards, prompts, policy, weights, device)
+    cfg, rewards, prompts, policy, panel = resolve_inputs(cfg, rewards, prompts, policy, weights, device, panel)
     run = setup_run(cfg, policy, rewards, prompts, Path(out) if out else None, resume, override, panel)
     run.final_weights = final_weights
     with running(run) as stop:

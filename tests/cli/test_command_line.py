@@ -159,3 +159,11 @@ def test_every_field_is_a_flag(capsys):
     for field in (*fields(Config), *fields(Method)):
         assert f'--{field.name.replace("_", "-")} ' in text, field.name
     assert 'in G²RPO (default: 8)' in ' '.join(text.split())
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(here, mini, capsys):
+    assert main(f'train --model {mini} {SHORT} --dry-run --out run'.split()) == 0
+    printed = capsys.readouterr().out
+    assert "rewards = ('shade:dark',)" in printed and 'method.eta = 0.7' in printed and '\nok    step' in printed
+    assert main(f'train --model {mini} {SHORT} --prompts none.txt --dry-run --out run'.split()) == 1
+    assert "What to do, in this order:\n  1. prompts: prompts='none.txt'" in capsys.readouterr().out
+    assert not (here/'run').exists()

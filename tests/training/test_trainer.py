@@ -5,7 +5,7 @@ import pytest
 import torch
 from g2rpo import train
 from g2rpo.errors import InputError, RunStopped
-from g2rpo.files import read_jsonl
+from g2rpo.files import read_json, read_jsonl
 from helpers import PROMPTS, brightness, left_of_right, small
 from PIL import Image
 
@@ -80,3 +80,19 @@ def test_samples_speed_and_a_trace(mini, policy, tmp_path):
     assert sum(rows[0]['phases'].values()) == pytest.approx(metrics[0]['seconds'], rel=.5)
     events = json.loads((tmp_path/'profile'/'000.json').read_text())['traceEvents']
     assert {f'g2rpo:{name}' for name in ('completions', 'gradient')} <= {event.get('name') for event in events}
+
+def test_a_panel_named_in_the_config_is_watched(mini):
+    "Python and the command line see the same config."
+    cfg = small(mini, panel=('saturation',), panel_size=2, panel_every=1)
+    looked, = train(cfg, left_of_right, PROMPTS[:4]).metrics
+    assert set(looked['panel']) == {'left_of_right', 'saturation'}
+
+def test_prompts_that_were_handed_over_are_not_recorded_as_a_set(mini, tmp_path):
+    "A run says tiny only where it was the embedded set; its own name goes on without the list."
+    train(small(mini), left_of_right, PROMPTS[:4], tmp_path/'own')
+    assert read_json(tmp_path/'own'/'config.json')['prompts'] == 'in-memory'
+    with pytest.raises(InputError, match='handed over in Python'):
+        train(small(mini, prompts='in-memory'), left_of_right)
+    (tmp_path/'texts.txt').write_text('\n'.join(PROMPTS[:4]))
+    train(small(mini), left_of_right, str(tmp_path/'texts.txt'), tmp_path/'file')
+    assert read_json(tmp_path/'file'/'config.json')['prompts'] == str(tmp_path/'texts.txt')
