@@ -118,7 +118,7 @@ assert callable(train) and callable(evaluate) and presets.tiny().iterations == 3
 load_policy("tiny", 24, 48, 16)
 '''
 
-def test_wheel_installs_and_imports(copy, tmp_path):
+def test_wheel_installs_and_imports(root, copy, tmp_path):
     "Built, installed into a folder of its own, every module imported from there, the command run, the model loaded."
     built = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', tmp_path/'dist', copy)
     assert built.returncode == 0, built.stderr
@@ -133,6 +133,11 @@ def test_wheel_installs_and_imports(copy, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(site))
     assert 'train' in run(site/'bin'/'g2rpo', '--help', cwd=tmp_path, env=env).stdout
+    refused = run(site/'bin'/'g2rpo', 'repro', 'main_table', cwd=tmp_path, env=env)
+    assert refused.returncode == 2 and 'run g2rpo init FOLDER' in refused.stderr
+    assert run(site/'bin'/'g2rpo', 'init', 'mine', cwd=tmp_path, env=env).returncode == 0
+    for pattern in ('nbs/*.ipynb', 'paper_figures/results/*', 'configs/*', 'scripts/*.sbatch'):
+        assert {f.name for f in (tmp_path/'mine').glob(pattern)} == {f.name for f in root.glob(pattern)}, pattern
 
 @pytest.mark.slow
 def test_readme_examples_run(root, tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['device_of', 'print_diagnosis', 'doctor_command', 'config_lines', 'train_command', 'calibrate_command', 'new_folder',
-           'demo_command', 'certify_command', 'is_prompt_set', 'fetch_command', 'convert_command', 'repro_command']
+           'demo_command', 'certify_command', 'is_prompt_set', 'fetch_command', 'convert_command']
 
 # %% ../../nbs/cli/05_commands.ipynb #cell-02
 import time
@@ -159,17 +159,3 @@ def convert_command(args) -> None:  # args: what argparse found
     else:
         place = convert_asset(args.asset, args.files[0], args.out)
     print(f'{args.asset} is in {place}')
-
-# %% ../../nbs/cli/05_commands.ipynb #cell-16
-def repro_command(args) -> int:  # args: what argparse found
-    "`g2rpo repro`."
-    from g2rpo.study.reproduction import reproduce
-    short = dict(preset=args.preset, launcher=args.launcher, dry_run='True' if args.dry_run else None)
-    given = dict(args.parameters) | {key: value for key, value in short.items() if value}
-    row = reproduce(args.name, given, args.out)
-    claims = row.get('claims', {})
-    for claim, verdict in claims.items():
-        print(f'{claim:32} {verdict}')
-    if args.dry_run:
-        return 1 if row['failed'] else 0
-    return 3 if any(verdict != 'holds' for verdict in claims.values()) else 0

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CONFIG_FIELDS', 'METHOD_FIELDS', 'CALIBRATION_FIELDS', 'DEMO_FLAGS', 'CALIBRATE_FLAGS', 'only', 'add_device_flag',
            'add_run_flags', 'add_train', 'add_doctor', 'add_certify', 'add_demo', 'add_calibrate', 'add_assets',
-           'add_repro', 'add_picture_flags', 'add_evaluate', 'add_share', 'build_parser']
+           'add_picture_flags', 'add_evaluate', 'add_share', 'build_parser']
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-02
 import argparse
+from .experiments import add_experiments
 from .fields import add_field_flags, fields_in, int_list, LineParser, name_list
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-04
@@ -77,7 +78,7 @@ def add_certify(commands) -> None:  # commands: sub-parsers of the whole
 # %% ../../nbs/cli/02_flags.ipynb #cell-07
 def add_demo(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo demo`."
-    sub = commands.add_parser('demo', help='G2RPO on the embedded default, with base and tuned model compared',
+    sub = commands.add_parser('demo', help='G2RPO on the embedded default, before and after',
                               description='G2RPO on the embedded default.')
     sub.add_argument('--eval-prompts', type=int, default=200, help='held-out prompts to score on, at most 200')
     sub.add_argument('--out', default=None, help='new folder; default: under runs')
@@ -86,7 +87,7 @@ def add_demo(commands) -> None:  # commands: sub-parsers of the whole
 # %% ../../nbs/cli/02_flags.ipynb #cell-08
 def add_calibrate(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo calibrate`."
-    sub = commands.add_parser('calibrate', help='find how much noise each step should get, for dense_grpo',
+    sub = commands.add_parser('calibrate', help='find the noise of each step, for dense_grpo',
                               description='Calibrate ψ(t) by the signs of the gains (DenseGRPO, Algorithm 1).')
     sub.add_argument('--out', required=True, help='new JSON file; its picture goes beside it')
     add_device_flag(sub)
@@ -95,10 +96,9 @@ def add_calibrate(commands) -> None:  # commands: sub-parsers of the whole
 
 def add_assets(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo fetch` and `g2rpo convert`."
-    texts = dict(fetch='download the checkpoint of a scorer and convert it, or a set of prompts',
-                 convert='bring in files that are here, of a scorer or of a set of prompts; pickles as safetensors')
+    texts = dict(fetch='download a scorer or a set of prompts', convert='bring in files of a scorer or of prompts')
     for name, text in texts.items():
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text.capitalize() + '; pickles become safetensors.')
         sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or '
                          'aesthetic; or a set of prompts such as hpdv2_train')
         if name == 'convert':
@@ -107,20 +107,6 @@ def add_assets(commands) -> None:  # commands: sub-parsers of the whole
         sub.add_argument('--out', default=None, help='folder; default: under G2RPO_ASSETS or ~/.cache/g2rpo')
 
 # %% ../../nbs/cli/02_flags.ipynb #cell-09
-def add_repro(commands) -> None:  # commands: sub-parsers of the whole
-    "`g2rpo repro`."
-    text = ('Run nbs/NAME.ipynb with papermill. Exit code 0: every claim held, on the first held-out scorer at equal '
-            'cost (as published: at its iterations); 3: at least one did not, or could not be told.')
-    brief = 'run a reproduction notebook and say whether its claims held'
-    sub = commands.add_parser('repro', help=brief, description=text)
-    sub.add_argument('name', help='main_table, ablation_lambda, step_robustness, dense_reward, ...')
-    sub.add_argument('-p', action='append', nargs=2, default=[], metavar=('KEY', 'VALUE'), dest='parameters',
-                     help='a parameter of the notebook; `papermill --help-notebook nbs/NAME.ipynb` lists them')
-    sub.add_argument('--preset', default=None, help='tiny, smoke, paper or official_script: short for -p preset')
-    sub.add_argument('--launcher', default=None, help='inline, accelerate, slurm or none: short for -p launcher')
-    sub.add_argument('--dry-run', action='store_true', help='short for -p dry_run True: plan, cost and rehearsal')
-    sub.add_argument('--out', default=None, help='folder for the executed notebook; default: runs/repro/NAME-PRESET')
-
 def add_picture_flags(
     parser,                   # of a command
     seeds: tuple[int, ...],   # default
@@ -135,7 +121,7 @@ def add_picture_flags(
 
 def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo evaluate`."
-    sub = commands.add_parser('evaluate', help='score the base model and weights from a run, paired',
+    sub = commands.add_parser('evaluate', help='score base and tuned weights, paired',
                               description='Score base and tuned model, paired.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('--prompts', default=None, help='a set such as hpdv2_test, or a file with one prompt a line; '
@@ -149,7 +135,7 @@ def add_evaluate(commands) -> None:  # commands: sub-parsers of the whole
 # %% ../../nbs/cli/02_flags.ipynb #cell-10
 def add_share(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo sample`, `g2rpo export` and `g2rpo report`."
-    text = 'draw with base and tuned weights of a run, from the same noise'
+    text = 'draw with base and tuned weights, from the same noise'
     sub = commands.add_parser('sample', help=text, description=text.capitalize() + '.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('--prompt', action='append', default=[], help='a text; may be repeated')
@@ -158,13 +144,14 @@ def add_share(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--out', default=None, help='folder; default: samples in that of the run')
     add_picture_flags(sub, (0,))
     text = 'make a folder of the trained weights with a model card, as diffusers opens it'
-    sub = commands.add_parser('export', help=text, description=text.capitalize() + '.')
+    sub = commands.add_parser('export', help='make a folder with a model card, for diffusers',
+                              description=text.capitalize() + '.')
     sub.add_argument('run', help='folder of a finished run')
     sub.add_argument('out', help='new folder')
     sub.add_argument('--push-to-hub', default=None, metavar='NAME', help='upload it, private, to a repository of yours')
     sub.set_defaults(height=0, width=0)
-    text = 'show what runs did in one HTML file: curves, samples, steps, panel, seconds, config'
-    sub = commands.add_parser('report', help=text, description=text.capitalize() + '.')
+    text = 'Show what runs did in one HTML file: curves, samples, steps, panel, seconds, config.'
+    sub = commands.add_parser('report', help='show what runs did, in one HTML file', description=text)
     sub.add_argument('runs', nargs='+', help='folders of runs; those that differ in the seed alone share a curve')
     sub.add_argument('--out', default=None, help='file; default: report.html in the first folder')
 
@@ -173,8 +160,9 @@ def build_parser() -> LineParser:
     from g2rpo import __version__
     top = LineParser(prog='g2rpo', description='Online RL for flow-matching text-to-image models.')
     top.add_argument('--version', action='version', version=f'g2rpo {__version__}')
-    commands = top.add_subparsers(dest='command', required=True, parser_class=LineParser)
-    for add in (add_train, add_doctor, add_certify, add_demo, add_calibrate, add_assets, add_repro, add_evaluate,
-                add_share):
+    commands = top.add_subparsers(title='commands', metavar='COMMAND', dest='command', required=True,
+                                  parser_class=LineParser)
+    for add in (add_demo, add_train, add_evaluate, add_share, add_experiments, add_doctor, add_certify, add_calibrate,
+                add_assets):
         add(commands)
     return top

@@ -8,18 +8,19 @@ __all__ = ['COMMANDS', 'main']
 # %% ../../nbs/cli/06_main.ipynb #cell-02
 import sys
 from .commands import (calibrate_command, certify_command, convert_command, demo_command, doctor_command,
-    fetch_command, repro_command, train_command)
+    fetch_command, train_command)
 from .evaluation import evaluate_command
+from .experiments import init_command, repro_command
 from .flags import build_parser
 from .report import report_command
 from .share import export_command, sample_command
 from ..errors import InputError, RunStopped
 
 # %% ../../nbs/cli/06_main.ipynb #cell-04
-COMMANDS = dict(repro=repro_command, train=train_command, doctor=doctor_command, certify=certify_command,
-                calibrate=calibrate_command, fetch=fetch_command, convert=convert_command, evaluate=evaluate_command,
-                demo=demo_command, sample=sample_command, export=export_command,
-                report=report_command)
+COMMANDS = dict(demo=demo_command, train=train_command, evaluate=evaluate_command, sample=sample_command,
+                export=export_command, report=report_command, repro=repro_command, init=init_command,
+                doctor=doctor_command, certify=certify_command, calibrate=calibrate_command, fetch=fetch_command,
+                convert=convert_command)
 
 def main(
     argv: list[str] | None = None,  # words after `g2rpo`; None: those of this process

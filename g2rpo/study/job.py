@@ -120,9 +120,10 @@ def spec_from_dict(
     return RunSpec(**description | dict(cfg=cfg, protocol=protocol, others=others))
 
 # %% ../../nbs/study/01_job.ipynb #cell-24
-def repo_root() -> Path: # the folder that has configs/ and scripts/
-    "The repository: the working folder, one above it, or that of the package."
+def repo_root() -> Path:  # the folder that has nbs/, configs/ and scripts/
+    "The clone, or what `g2rpo init` unpacked: the working folder, one above it, or that of the package."
     for folder in (Path.cwd(), *Path.cwd().parents, package_root().resolve().parent):
         if (folder/'scripts'/'study.sbatch').exists():
             return folder
-    raise InputError('configs/ and scripts/ belong to the repository; run this in a clone of it.')
+    raise InputError(f'{Path.cwd()} has no nbs/, configs/ and scripts/; run g2rpo init FOLDER and go into it, '
+                     'or into a clone of the repository.')
