@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all export clean
+.PHONY: demo test test-all parity export clean
 demo: .venv/demo.done
 	$(BIN)/g2rpo demo $(ARGS)
 
@@ -17,6 +17,14 @@ test: .venv/dev.done
 # The long ones besides: committed results, rehearsals, the fault campaign, memory against measured peaks.
 test-all: test
 	$(PYTEST) -m slow tests $(ARGS)
+
+# HPS-v2.1 as loaded here beside the package that published it: an environment of their own, several GB with torchvision.
+PARITY = .venv-parity/bin
+parity:
+	$(PYTHON) -m venv .venv-parity
+	$(PARITY)/pip install --quiet torch torchvision pytest -e '.[rewards]'
+	$(PARITY)/pip install --quiet --no-deps hpsv2==1.2.0
+	$(PARITY)/python -m pytest -q -rs -m "slow or not slow" tests/rewards/test_scorers.py -k "hps or letterbox or clip"
 
 export: .venv/dev.done
 	$(BIN)/nbdev-export
@@ -43,4 +51,4 @@ OLDER_READER = $(INSTALL) --no-deps --ignore-requires-python rapidocr-onnxruntim
 	@touch $@ .venv/demo.done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-parity build *.egg-info

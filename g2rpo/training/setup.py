@@ -76,7 +76,8 @@ def wrap_pipeline(
     if name not in FAMILIES:
         raise InputError(f'policy is a {name}; pass one of {", ".join(FAMILIES)}, its folder, a hub name, '
                          'or what load_policy returns.')
-    pipe.transformer.to(DTYPES[cfg.dtype])
+    if pipe.transformer.dtype != DTYPES[cfg.dtype]:
+        pipe.transformer.to(DTYPES[cfg.dtype])
     policy = FAMILIES[name](
         pipe, cfg.height, cfg.width, max_tokens=cfg.max_tokens, guidance_scale=cfg.guidance_scale, shift=cfg.shift,
         offload=cfg.offload, cache=cfg.cache)
