@@ -1,7 +1,4 @@
-"""The documentation as a site that needs no network: every notebook with its committed outputs, and the API.
-
-`docs.py` writes _docs/ and checks its links and formulas; `--sidebar` writes nbs/sidebar.yml, the same order for Quarto;
-`--mend` makes the links of a site that Quarto has built lead to what lies outside nbs/."""
+"Write the documentation to _docs/, a site that needs no network, and check its links and formulas."
 import ast
 import html
 import os
@@ -13,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from docs_api import Module, names_of
-from docs_check import mend, problems
+from docs_check import problems
 from docs_render import file_html, head_of, notebook_html, page_markdown, phrase, read_cells, slug
 from g2rpo.structure import FOLDERS
 
@@ -30,6 +27,9 @@ class Page:
     address: str        # where it goes, from the root of the site
     title: str
     subtitle: str = ''
+    chapter: Path | None = None     # of a module: the notebook that exports it
+
+API = Page(PACKAGE, 'api/index.html', 'API', 'Every module, in the order of the chapters that export them.')
 
 @dataclass
 class Site:
@@ -49,27 +49,30 @@ def reading_order() -> list[tuple[str, list[Path]]]:
     top = sorted(NBS.glob('*.ipynb'))
     numbered = [f for f in top if f.stem[0].isdigit()]
     rank = {name: n for n, name in enumerate(EXPERIMENTS)}
-    rest = sorted((f for f in top if f not in numbered and f.stem != 'index'), key=lambda f: rank.get(f.stem, len(rank)))
+    rest = [f for f in top if f not in numbered and f.stem != 'index']
+    rest.sort(key=lambda f: rank.get(f.stem, len(rank)))
     folders = [sorted((NBS/folder).glob('*.ipynb')) for folder in FOLDERS]
     titled = [(heading_of(files[0])[0], files) for files in folders]
     return [('Start', [NBS/'index.ipynb']), ('Common ground', numbered), *titled, ('Experiments', rest)]
 
-def module_files() -> list[Path]:
-    "Modules in the order of their folders."
-    files = [f for f in sorted(PACKAGE.rglob('*.py')) if not f.name.startswith('_')]
-    rank = {name: n for n, name in enumerate(('g2rpo', *FOLDERS))}
-    return sorted(files, key=lambda f: rank[f.parent.name])
+def exported_to(notebook: Path) -> str:
+    "The module of a notebook, such as `core.schedule`; empty where there is none."
+    found = (re.match(r'#\| ?default_exp (\S+)', cell['source']) for cell in read_cells(notebook))
+    return next((m[1] for m in found if m), '')
 
-def module_page(file: Path) -> Page:
-    "The page of a module."
-    name = '.'.join(file.relative_to(PACKAGE).with_suffix('').parts)
+def module_page(notebook: Path) -> Page | None:
+    "The API of what a notebook exports."
+    if not (name := exported_to(notebook)):
+        return None
+    file = PACKAGE/f'{name.replace(".", "/")}.py'
     doc = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
-    return Page(file, f'api/{name}.html', name, doc.split('\n')[0])
+    return Page(file, f'api/{name}.html', name, doc.split('\n')[0], notebook)
 
 def plan(out: Path) -> Site:
     "All pages and names, before any is written."
-    sections = [(title, [Page(f, notebook_address(f), *heading_of(f)) for f in files]) for title, files in reading_order()]
-    modules = [module_page(f) for f in module_files()]
+    order = reading_order()
+    sections = [(title, [Page(f, notebook_address(f), *heading_of(f)) for f in files]) for title, files in order]
+    modules = [page for _, files in order for f in files if (page := module_page(f))]
     names = {name: f'{page.address}#{name}' for page in modules for name in names_of(page.file)}
     return Site(out, sections, modules, names)
 
@@ -99,14 +102,17 @@ def rewritten(site: Site, page: Page, url: str) -> str:
 
 def markdown_of(site: Site, page: Page):
     "Markdown as it is read on one page."
-    def api(name):
-        return relative(site.names[name], page.address) if name in site.names else None
+    def api(word):
+        name = word.removesuffix('()')
+        telling = word != name or not word.islower() or '_' in word     # `train` may be a word, `train()` is a function
+        return relative(site.names[name], page.address) if telling and name in site.names else None
     return page_markdown(lambda url: rewritten(site, page, url), api)
 
 def item(target: Page, page: Page) -> str:
     "A line of the sidebar."
     here = ' aria-current="page"' if target.address == page.address else ''
-    return f'<li><a href="{relative(target.address, page.address)}"{here}>{plain_title(target)}</a></li>'
+    label = {'00_overview': 'Overview', PACKAGE.stem: 'All modules'}.get(target.file.stem) or plain_title(target)
+    return f'<li><a href="{relative(target.address, page.address)}"{here}>{label}</a></li>'
 
 def plain_title(page: Page) -> str: return html.escape(page.title.replace('`', ''), quote=False)
 
@@ -117,9 +123,8 @@ def folded(title: str, pages: list[Page], page: Page) -> str:
 
 def sidebar(site: Site, page: Page) -> str:
     "Sections and chapters in reading order, then the modules."
-    parts = [f'<ul>{"".join(item(p, page) for p in site.sections[0][1])}</ul>']
-    parts += [folded(title, pages, page) for title, pages in site.sections[1:]]
-    return ''.join([*parts, folded('API', site.modules, page)])
+    parts = [folded(title.split(':')[0], pages, page) for title, pages in site.sections[1:]]
+    return ''.join([*parts, folded('API', [API, *site.modules], page)])
 
 def turns(order: list[Page], page: Page) -> str:
     "Links to the page before and the page after."
@@ -149,7 +154,7 @@ FRAME = """<!doctype html>
 <body>
 <input type="checkbox" id="menu" aria-label="Show the menu">
 <header><label for="menu">Menu</label><a href="{home}">g2rpo</a></header>
-<nav class="sidebar"><a class="home" href="{home}">g2rpo</a>{sidebar}</nav>
+<nav class="sidebar"><a class="home" href="{home}"{at_home}>g2rpo</a>{sidebar}</nav>
 <main>
 <h1>{heading}</h1>
 {subtitle}
@@ -166,10 +171,11 @@ def write(site: Site, page: Page, body: str, md, order: list[Page]) -> None:
     file = site.out/page.address
     file.parent.mkdir(parents=True, exist_ok=True)
     subtitle = f'<p class="subtitle">{phrase(md, page.subtitle)}</p>' if page.subtitle else ''
-    name = plain_title(page)
+    name, first = plain_title(page), page.address == 'index.html'
     file.write_text(FRAME.format(
-        title=name if name == 'g2rpo' else f'{name} – g2rpo', css=relative('docs.css', page.address),
-        home=relative('index.html', page.address), sidebar=sidebar(site, page), heading=phrase(md, page.title),
+        title=name if first else f'{name} – g2rpo', css=relative('docs.css', page.address),
+        home=relative('index.html', page.address), at_home=' aria-current="page"' if first else '',
+        sidebar=sidebar(site, page), heading=phrase(md, page.title),
         subtitle=subtitle, body=body, turns=turns(order, page), contents=contents(md.renderer.headings)),
         encoding='utf-8')
 
@@ -180,21 +186,19 @@ def write_notebook(site: Site, page: Page, order: list[Page]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder/name).write_bytes(data)
         return f'{folder.name}/{name}'
-    md, module = markdown_of(site, page), exported_to(page.file)
-    api = next((relative(m.address, page.address) for m in site.modules if m.title == module), '')
+    md = markdown_of(site, page)
+    api = next((relative(m.address, page.address) for m in site.modules if m.chapter == page.file), '')
     write(site, page, notebook_html(page.file, md, save, api), md, order)
 
-def exported_to(notebook: Path) -> str:
-    "The module of a notebook, such as `core.schedule`; empty where there is none."
-    found = (re.match(r'#\| ?default_exp (\S+)', cell['source']) for cell in read_cells(notebook))
-    return next((m[1] for m in found if m), '')
-
-def write_module(site: Site, page: Page, chapters: dict[str, Page]) -> None:
-    "A page of the API."
-    md, chapter = markdown_of(site, page), chapters.get(page.title)
-    link = relative(chapter.address, page.address) if chapter else None
-    body = Module(page.file, md, link).html()
-    write(site, page, body, md, site.modules)
+def write_api(site: Site) -> None:
+    "A page for each module, and their list."
+    order = [API, *site.modules]
+    for page in site.modules:
+        md, chapter = markdown_of(site, page), relative(notebook_address(page.chapter), page.address)
+        write(site, page, Module(page.file, md, chapter).html(), md, order)
+    md = markdown_of(site, API)
+    rows = [f'| [`{p.title}`]({p.title}.html) | {p.subtitle} |' for p in site.modules]
+    write(site, API, md('\n'.join(['| module | what it is about |', '|---|---|', *rows])), md, order)
 
 def write_files(site: Site) -> None:
     "The files of the repository that pages link to, and those that these link to."
@@ -223,39 +227,20 @@ def build(out: Path) -> Site:
     shutil.rmtree(out, ignore_errors=True)
     site = plan(out)
     order = [page for _, pages in site.sections for page in pages]
-    chapters = {exported_to(page.file): page for page in order}
     for page in order:
         write_notebook(site, page, order)
-    for page in site.modules:
-        write_module(site, page, chapters)
+    write_api(site)
     write_files(site)
     shutil.copy(Path(__file__).with_name('docs.css'), out/'docs.css')
     (out/'llms.txt').write_text(llms(site), encoding='utf-8')
     return site
 
-def sidebar_yml() -> str:
-    "The reading order as Quarto takes it."
-    lines = ['# Written by scripts/docs.py --sidebar.', 'website:', '  sidebar:', '    contents:']
-    for title, files in reading_order():
-        names = [f.relative_to(NBS).as_posix() for f in files]
-        if title == 'Start':
-            lines += [f'      - {name}' for name in names]
-        else:
-            lines += [f'      - section: {title}', '        contents:', *(f'          - {name}' for name in names)]
-    return '\n'.join(lines) + '\n'
-
-def main(flags: list[str]) -> int:
+def main() -> int:
     "1 if a link leads nowhere or a formula is not drawn."
-    if flags == ['--sidebar']:
-        (NBS/'sidebar.yml').write_text(sidebar_yml(), encoding='utf-8')
-        return 0
-    if flags == ['--mend']:
-        mend(OUT, ROOT)
-        return 0
     build(OUT)
     found = problems(OUT)
     print('\n'.join(found) or f'{OUT.relative_to(ROOT)}/index.html: {len([*OUT.rglob("*.html")])} pages')
     return int(bool(found))
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -94,7 +94,7 @@ def rows_html(rows: list[Row], what: str, md) -> str:
 
 class Module:
     "One module's source with its comments and the cells that it was exported from."
-    def __init__(self, file: Path, md, chapter: str | None):
+    def __init__(self, file: Path, md, chapter: str):
         self.source = file.read_text(encoding='utf-8')
         self.lines, self.notes = self.source.splitlines(), comments(self.source)
         self.tree, self.md, self.chapter = ast.parse(self.source), md, chapter
@@ -102,15 +102,14 @@ class Module:
     def cell_link(self, line: int) -> str:
         "A link to the cell of the chapter that a line comes from."
         marks = [m for text in self.lines[:line] if (m := re.match(r'# %% .*#(cell-\w+)$', text))]
-        if not (self.chapter and marks):
+        if not marks:
             return ''
-        return f'<a class="label" href="{self.chapter}#{marks[-1][1]}">in its chapter</a>'
+        return f'<a class="label" href="{self.chapter}#{marks[-1][1]}">chapter</a>'
 
     def titled(self, anchor: str, node: ast.AST, level: int, text: str) -> str:
         "A heading of the page's table of contents, and the signature below it."
         self.md.renderer.headings.append((level, anchor, anchor))
-        name = anchor.split('.')[-1]
-        heading = f'<h{level} id="{anchor}"><code>{name}</code> <a class="anchor" href="#{anchor}">#</a></h{level}>'
+        heading = f'<h{level} id="{anchor}"><code>{anchor}</code> <a class="anchor" href="#{anchor}">#</a></h{level}>'
         shown = [f'@{code(d)}' for d in node.decorator_list] + [text]
         return f'{heading}<div class="cell">{self.cell_link(node.lineno)}{colour(chr(10).join(shown), "python")}</div>'
 

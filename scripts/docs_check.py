@@ -1,7 +1,6 @@
 "What must hold of a built site: every link and anchor leads somewhere, every formula is drawn."
 import os
 import re
-import shutil
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -53,20 +52,7 @@ def problems(out: Path) -> list[str]:
     out, found = out.resolve(), []
     for page in sorted(out.rglob('*.html')):
         name, reader = page.relative_to(out).as_posix(), page_of(page)
-        inside = [link for link in reader.links if not re.match(r'[a-z][a-z+.-]*:|//', link)]
-        found += [f'{name}: link {link} leads nowhere' for link in dict.fromkeys(inside) if leads_nowhere(out, page, link)]
+        inside = dict.fromkeys(link for link in reader.links if not re.match(r'[a-z][a-z+.-]*:|//', link))
+        found += [f'{name}: link {link} leads nowhere' for link in inside if leads_nowhere(out, page, link)]
         found += [f'{name}: LaTeX is left in the text: {text[:80]}' for text in reader.latex]
     return found
-
-def mend(site: Path, root: Path) -> None:
-    """Links of a site that Quarto has built, from its first page to files outside nbs/ and back.
-
-    Chapters lose their number there: core/01_schedule.ipynb becomes core/schedule.html."""
-    for name in ('paper_figures', 'CITATION.cff', 'README.md', 'SECURITY.md', 'LICENSE'):
-        if (root/name).is_dir():
-            shutil.copytree(root/name, site/name, dirs_exist_ok=True)
-        else:
-            shutil.copy(root/name, site/name)
-    for page in site.glob('*.html'):
-        text = re.sub(r'"\.\./nbs/((?:\w+/)?)(?:\d+_)?(\w+)\.ipynb', r'"\1\2.html', page.read_text(encoding='utf-8'))
-        page.write_text(re.sub(r'"\.\./(paper_figures/|CITATION|README|SECURITY|LICENSE)', r'"\1', text), encoding='utf-8')

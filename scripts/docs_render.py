@@ -29,6 +29,11 @@ def plain(markup: str) -> str:
     "Text of a piece of HTML."
     return html.unescape(re.sub(r'<[^>]+>', '', markup))
 
+def formula(latex: str, display: str) -> str:
+    "LaTeX as MathML; a line over a term is its border, as no browser stretches the character that stands for it."
+    line = r'<mover>((?:(?!<mover>).)*?)<mo accent="true">&#x02015;</mo></mover>'
+    return re.sub(line, r'<mrow class="over">\1</mrow>', convert(latex.strip(), display=display))
+
 class Renderer(mistune.HTMLRenderer):
     "Markdown of one page: links go where `goes` says, names of the package to their API."
     def __init__(self, goes: Callable[[str], str], api: Callable[[str], str | None]):
@@ -49,14 +54,14 @@ class Renderer(mistune.HTMLRenderer):
     def block_code(self, code, info=None): return colour(code, (info or '').split(' ')[0])
 
     def codespan(self, text):
-        code, page = super().codespan(text), self.api(text.removesuffix('()'))
+        code, page = super().codespan(text), self.api(text)
         return f'<a class="name" href="{page}">{code}</a>' if page else code
 
     def table(self, text): return f'<div class="scroll"><table>{text}</table></div>\n'
 
-    def block_math(self, text): return f'<div class="scroll formula">{convert(text.strip(), display="block")}</div>\n'
+    def block_math(self, text): return f'<div class="scroll formula">{formula(text, "block")}</div>\n'
 
-    def inline_math(self, text): return convert(text)
+    def inline_math(self, text): return formula(text, 'inline')
 
 def page_markdown(goes, api) -> mistune.Markdown:
     "Markdown to HTML for one page; what it has met of headings is in `.renderer.headings`."
