@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -85,6 +86,7 @@ def goes_to(target: Path) -> str:
     name = target.relative_to(ROOT).as_posix()
     return f'files/{name}' if target.suffix in PICTURES else f'files/{name}.html'
 
+@cache
 def relative(address: str, page: str) -> str: return os.path.relpath(address, os.path.dirname(page) or '.')
 
 def rewritten(site: Site, page: Page, url: str) -> str:

@@ -34,7 +34,8 @@ class Reader(HTMLParser):
 def read_page(file: Path, changed: int) -> Reader:
     "A page, read once as long as it does not change."
     reader = Reader()
-    reader.feed(file.read_text(encoding='utf-8'))
+    text = file.read_text(encoding='utf-8')
+    reader.feed(re.sub('<pre class="code">.*?</pre>', '', text, flags=re.S))     # highlighted code holds no links
     return reader
 
 def page_of(file: Path) -> Reader: return read_page(file, file.stat().st_mtime_ns)

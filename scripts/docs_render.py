@@ -13,6 +13,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import find_lexer_class_by_name, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
+BARE = HtmlFormatter(nowrap=True)
+
 def slug(text: str) -> str:
     "The anchor of a heading, as GitHub makes it; Jupyter's form of it gives the same."
     return re.sub(r'[\s-]+', '-', re.sub(r'[^\w\s-]', '', text.lower())).strip('-')
@@ -23,7 +25,7 @@ def colour(code: str, language: str) -> str:
         lexer = find_lexer_class_by_name(language or 'text')()
     except ClassNotFound:
         lexer = find_lexer_class_by_name('text')()
-    return f'<pre class="code">{highlight(code, lexer, HtmlFormatter(nowrap=True))}</pre>'
+    return f'<pre class="code">{highlight(code, lexer, BARE)}</pre>'
 
 def plain(markup: str) -> str:
     "Text of a piece of HTML."
