@@ -12,6 +12,8 @@ import pytest
 import yaml
 from g2rpo.structure import FOLDERS
 
+pytestmark = pytest.mark.xdist_group('docs')     # the site is built once
+
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The whole site, built once."
