@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY = PASSIVE
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-all parity export clean
+.PHONY: demo test test-all parity export check docs docs-quarto dist clean
 demo: .venv/demo.done
 	$(BIN)/g2rpo demo $(ARGS)
 
@@ -30,6 +30,26 @@ export: .venv/dev.done
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python scripts/readme.py
+	$(BIN)/python scripts/docs_quarto.py
+
+# What is committed is what an export gives, and ruff is content.
+check: export
+	git diff --exit-code
+	$(BIN)/ruff check g2rpo nbs tests scripts benchmarks
+
+# `make docs` renders every notebook and the API into _docs/, without network, and fails if a link leads nowhere.
+docs: .venv/dev.done
+	$(BIN)/python scripts/docs.py
+
+# The same by nbdev and Quarto, for hosted CI: Quarto is in no package registry.
+docs-quarto: .venv/dev.done
+	$(BIN)/python scripts/docs_quarto.py build/quarto
+	$(BIN)/nbdev-docs --path build/quarto
+
+# An sdist and a wheel in dist/; with TAG, only if it is the package's version.
+dist: .venv/dev.done
+	@$(BIN)/python -c 'import os, sys, g2rpo; tag = os.environ.get("TAG", ""); sys.exit(tag.removeprefix("v") not in ("", g2rpo.__version__) and f"tag {tag} is not the version {g2rpo.__version__}; set __version__ in g2rpo/__init__.py")'
+	$(BIN)/python -m build --outdir dist
 
 .venv/pip.done:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "g2rpo needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run: make PYTHON=python3.12 ...")'
@@ -51,4 +71,4 @@ OLDER_READER = $(INSTALL) --no-deps --ignore-requires-python rapidocr-onnxruntim
 	@touch $@ .venv/demo.done
 
 clean:
-	rm -rf .venv .venv-parity build *.egg-info
+.PHONY: demo test test-all parity export check docs docs-quarto dist clean

@@ -125,6 +125,7 @@ def test_wheel_installs_and_imports(root, copy, tmp_path):
     wheel, = (tmp_path/'dist').glob('g2rpo-*.whl')
     with zipfile.ZipFile(wheel) as z:
         weights = [i for i in z.infolist() if i.filename.endswith('.safetensors')]
+        assert 'g2rpo/py.typed' in z.namelist()
     assert len(weights) == 4 and sum(i.file_size for i in weights) <= 16*2**20
     site = tmp_path/'site'
     assert run(sys.executable, '-m', 'pip', 'install', '--no-deps', '--target', site, wheel).returncode == 0
