@@ -42,7 +42,8 @@ def test_clone_and_demo(clone):
     "The first command of the README, with fewer iterations."
     assert 'make demo' in blocks(clone, 'sh')[0]
     said = run('make', 'demo', 'ARGS=--iterations 1 --eval-prompts 4', cwd=clone)
-    assert 'before_after.png' in said and list(clone.glob('runs/demo-seed0/*.png'))
+    assert 'are in runs/demo-seed0' in said
+    assert {f.name for f in clone.glob('runs/demo-seed0/*.png')} == {'before_after.png', 'curve.png'}
     assert run('git', 'status', '--short', cwd=clone) == ''
 
 def test_papermill_in_a_clone(clone):
