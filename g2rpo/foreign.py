@@ -36,7 +36,7 @@ def refusal() -> type[Exception]:   # `InputError`; within a run `ForeignFailed`
 # %% ../nbs/05_foreign.ipynb #cell-07
 @contextmanager
 def foreign(
-    what: str,       # what is called, as the user named it, such as: reward='shade:dark'
+    what: str,       # what happened, as the user would say it, such as: reward='shade:dark' failed
     fix: str = '',   # what to do, if that is known
 ) -> Iterator[None]: # for a `with` block
     "Whatever is raised inside becomes one line."
@@ -45,7 +45,7 @@ def foreign(
     except (KeyboardInterrupt, InputError, RunStopped):
         raise
     except BaseException as error:      # SystemExit too: a module that calls exit
-        said = f'{what} failed: {first_line(error)}'
+        said = f'{what}: {first_line(error)}'
         raise refusal()(f'{said}; {fix}' if fix else said) from error
 
 # %% ../nbs/05_foreign.ipynb #cell-11
