@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_TEXT', 'LARGEST_LINE', 'DEEPEST_JSON', 'fsync', 'write_text', 'null_for_nan', 'to_json', 'write_json',
-           'append_jsonl', 'unreadable', 'check_file', 'read_text', 'text_lines', 'strict_json', 'read_json',
-           'read_jsonl', 'file_digest']
+           'append_jsonl', 'unreadable', 'check_file', 'read_bytes', 'read_text', 'text_lines', 'strict_json',
+           'read_json', 'read_jsonl', 'file_digest']
 
 # %% ../nbs/01_files.ipynb #cell-02
 import hashlib
@@ -120,23 +120,33 @@ def check_file(
     return found.st_size
 
 # %% ../nbs/01_files.ipynb #cell-11
+def read_bytes(
+    path: Path | str,               # file to read
+    fix: str = 'is it whole?',      # what to do if it cannot be read
+    limit: int = LARGEST_TEXT,      # bytes that it may have
+) -> bytes:                         # what it holds
+    "The bytes of a file, or a refusal in one line."
+    check_file(path, fix, limit)
+    try:
+        with open(path, 'rb') as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error), fix) from error
+    if len(raw) > limit:
+        raise unreadable(path, f'it has more than {limit:,} bytes', fix)
+    return raw
+
 def read_text(
     path: Path | str,               # file to read
     fix: str = 'is it whole?',      # what to do if it cannot be read
     limit: int = LARGEST_TEXT,      # bytes that it may have
 ) -> str:                           # its text, without a mark of the byte order
     "The text of a file in UTF-8, or a refusal in one line."
-    check_file(path, fix, limit)
+    raw = read_bytes(path, fix, limit)
     try:
-        with open(path, 'rb') as file:
-            raw = file.read(limit + 1)
-        if len(raw) > limit:
-            raise unreadable(path, f'it has more than {limit:,} bytes', fix)
         return raw.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise unreadable(path, f'it is not UTF-8 text: byte {error.start:,} is {raw[error.start]:#04x}', fix) from error
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error), fix) from error
 
 def text_lines(
     text: str,                   # of a file
