@@ -42,7 +42,11 @@ def foreign(
     "Whatever is raised inside becomes one line."
     try:
         yield
-    except (KeyboardInterrupt, InputError, RunStopped):
+    except KeyboardInterrupt:
+        raise
+    except (InputError, RunStopped) as error:
+        if _WITHIN.get():
+            raise ForeignFailed(str(error)) from error
         raise
     except BaseException as error:      # SystemExit too: a module that calls exit
         said = f'{what}: {first_line(error)}'

@@ -62,7 +62,8 @@ def check_digests(
         if not file.is_file():
             raise InputError(f'{file} is missing, but the manifest lists it; {fix}')
         if (size := file.stat().st_size) != known['size']:
-            raise InputError(f'{file} has {size:,} bytes and the manifest says {known["size"]:,}: cut or changed; {fix}')
+            raise InputError(f'{file} has {size:,} bytes and the manifest says {known["size"]:,}: '
+                             f'cut or changed; {fix}')
         if file_digest(file)['sha256'] != known['sha256']:
             raise InputError(f'{file} is not what was written (sha256 differs); {fix}')
 

@@ -176,8 +176,8 @@ def load_adapters(
         there = get_peft_model_state_dict(model, adapter_name=[*model.peft_config][-1])
     if not any(name.startswith('transformer.') for name in stored):
         return                              # of another tool, whose names diffusers has translated
-    shapes = {name: tuple(t.shape) for name, t in there.items()}
-    check_shapes(str(folder/LORA_FILE), {n.removeprefix('transformer.'): tuple(t.shape) for n, t in stored.items()}, shapes)
+    own = {name.removeprefix('transformer.'): tuple(t.shape) for name, t in stored.items()}
+    check_shapes(str(folder/LORA_FILE), own, {name: tuple(t.shape) for name, t in there.items()})
 
 # %% ../../nbs/models/03_weights.ipynb #cell-19
 LORA_FILE = 'pytorch_lora_weights.safetensors'
