@@ -58,8 +58,8 @@ class RunSpec:
 
     def __post_init__(self):
         settle_types(self)
-        for field in ('budget', 'iterations', 'probes', 'probe_prompts', 'picture', 'samples'):
-            at_least(field, getattr(self, field), 0)
+        for number in ('budget', 'iterations', 'probes', 'probe_prompts', 'picture', 'samples'):
+            at_least(number, getattr(self, number), 0)
         if not self.name or self.name != Path(self.name).name:
             raise InputError(f'name={self.name!r} cannot name a file; use letters, digits and _.')
 

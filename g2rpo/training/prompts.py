@@ -36,7 +36,8 @@ def prompt_of(
             break
     if isinstance(value, str) and len(value) <= LONGEST_PROMPT and '\0' not in value:
         return value
-    raise InputError(f'prompts={source!r} has an entry without prompt, text or caption, or a prompt too long: {json.dumps(value)[:60]}.')
+    raise InputError(f'prompts={source!r} has an entry without prompt, text or caption, or one that is too long: '
+                     f'{json.dumps(value)[:60]}.')
 
 def parse_json(
     text: str,    # a line of a .jsonl file, or a whole .json file
