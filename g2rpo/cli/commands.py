@@ -21,8 +21,9 @@ def device_of(
     "This process's device: the CPU if asked for, else its own GPU where there is one. Processes meet here."
     from g2rpo.training.distributed import init_processes
     found = init_processes(ddp_timeout, args.device == 'cpu').device
-    if args.device == 'cuda' and found.type != 'cuda':
-        raise InputError('device=cuda, but torch sees no GPU; use cpu.')
+    if args.device in ('cuda', 'mps') and found.type != args.device:
+        kind = dict(cuda='GPU', mps='Metal GPU (Apple)')[args.device]
+        raise InputError(f'device={args.device}, but torch sees no {kind}; use cpu.')
     return str(found)
 
 def print_diagnosis(

@@ -30,7 +30,8 @@ def only(
 
 def add_device_flag(parser) -> None:  # parser: of a command
     "Where to compute."
-    parser.add_argument('--device', default=None, choices=('cpu', 'cuda'), help='default: a GPU where there is one')
+    parser.add_argument('--device', default=None, choices=('cpu', 'cuda', 'mps'),
+                        help='default: a GPU where there is one')
 
 def add_run_flags(parser) -> None:  # parser: of a command
     "The flags that make a `Config`."
@@ -160,6 +161,7 @@ def build_parser() -> LineParser:
     from g2rpo import __version__
     top = LineParser(prog='g2rpo', description='Online RL for flow-matching text-to-image models.')
     top.add_argument('--version', action='version', version=f'g2rpo {__version__}')
+    top.add_argument('--debug', action='store_true', help='show the traceback of an error; as G2RPO_DEBUG=1')
     commands = top.add_subparsers(title='commands', metavar='COMMAND', dest='command', required=True,
                                   parser_class=LineParser)
     for add in (add_demo, add_train, add_evaluate, add_share, add_experiments, add_doctor, add_certify, add_calibrate,

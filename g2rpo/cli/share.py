@@ -6,12 +6,11 @@
 __all__ = ['LICENCES', 'sampled_prompts', 'sample_command', 'snippet', 'model_card', 'export_command']
 
 # %% ../../nbs/cli/08_share.ipynb #cell-02
-import json
 import shutil
 from pathlib import Path
 from .commands import device_of
 from .evaluation import evaluated_config
-from ..errors import InputError
+from ..errors import at_least, InputError
 
 # %% ../../nbs/cli/08_share.ipynb #cell-05
 def sampled_prompts(args, cfg) -> list[str]:  # args: what argparse found; cfg: of the run
@@ -20,6 +19,7 @@ def sampled_prompts(args, cfg) -> list[str]:  # args: what argparse found; cfg: 
     from g2rpo.training.prompts import load_prompts
     if args.prompt:
         return args.prompt
+    at_least('n', args.n, 1)
     where = args.prompts or cfg.prompts
     return (sign_prompts('test') if where == 'tiny' else load_prompts(where, ()))[:args.n]
 
@@ -35,7 +35,7 @@ def sample_command(args) -> None:  # args: what argparse found
     def draw():
         return torch.cat([generate(policy, prompts, seed, args.T, cfg.batch_size) for seed in args.seeds])
     base = draw()
-    load_weights(policy, Path(args.run)/'weights')
+    load_weights(policy, Path(args.run)/'weights', signed=True)
     tuned = draw()
     out.mkdir(parents=True, exist_ok=True)
     for name, images in dict(base=base, tuned=tuned).items():
@@ -111,7 +111,8 @@ def export_command(args) -> None:  # args: what argparse found
         raise InputError(f'out={args.out!r} exists; choose a new folder.')
     file = Path(args.run)/'evaluation.json'
     shutil.copytree(Path(args.run)/'weights', out)
-    evaluation = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    from g2rpo.training.stored import EvaluationFile, read_sealed
+    evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if file.exists() else {}
     (out/'README.md').write_text(model_card(cfg, evaluation), encoding='utf-8')
     print(f'{out} holds the weights and a card; diffusers opens it.')
     if args.push_to_hub:

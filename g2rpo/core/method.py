@@ -14,7 +14,8 @@ from .psi import Psi
 from .schedule import (check_granularities, check_steps, completion_nodes, compressed_grid, even_nodes, FORMS,
                                  merged_span, noise_levels, PLACEMENTS)
 from .window import Window
-from ..errors import above, all_finite, at_least, InputError, one_of
+from ..errors import above, all_finite, at_least, at_most, InputError, one_of
+from ..schema import settle_types
 
 # %% ../../nbs/core/08_method.ipynb #cell-05
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit
                       update=UPDATES, kl=(None, *KLS))
 _POSITIVE_FIELDS = ('eta', 'adv_clip', 'clip_range', 'timestep_fraction')
 _LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0)
+_GREATEST_VALUES = dict(ddof=1, ema_repeats=1000)
 
 # %% ../../nbs/core/08_method.ipynb #cell-09
 @dataclass(frozen=True)
@@ -95,11 +97,9 @@ class Method:
     ema_repeats: int = 2                    # times it is applied then: batches of an optimiser step (2 in Flow-GRPO)
 
     def __post_init__(self):
+        settle_types(self)
         object.__setattr__(self, 'granularities', check_granularities(self.granularities))
-        object.__setattr__(self, 'spans', tuple(self.spans))
-        if not isinstance(self.steps, str):
-            object.__setattr__(self, 'steps', tuple(self.steps))
-        elif self.steps not in ('half', 'all'):
+        if isinstance(self.steps, str) and self.steps not in ('half', 'all'):
             raise InputError(f'steps={self.steps!r} must be half, all or indices such as 0,1,2.')
         all_finite(vars(self))
         for field, choices in _FIELD_CHOICES.items():
@@ -108,6 +108,8 @@ class Method:
             above(field, getattr(self, field), 0)
         for field, least in _LEAST_VALUES.items():
             at_least(field, getattr(self, field), least)
+        for field, most in _GREATEST_VALUES.items():
+            at_most(field, getattr(self, field), most)
         for span in self.spans:
             at_least('spans', span, 1)
         refuse_broken(field_rules(self))

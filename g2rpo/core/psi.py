@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from ..errors import InputError, one_of
 from ..files import read_json
+from ..schema import from_json, refuse_value, settle_types
 
 # %% ../../nbs/core/04_psi.ipynb #cell-05
 PSI_KINDS = ('multiplier', 'absolute')
@@ -24,6 +25,7 @@ class Psi:
     kind: str = 'multiplier'    # one of PSI_KINDS
 
     def __post_init__(self):
+        settle_types(self, 'psi')
         one_of('psi.kind', self.kind, PSI_KINDS)
         object.__setattr__(self, 'values', tuple(map(float, self.values)))
         object.__setattr__(self, 'grid', tuple(map(float, self.grid)))
@@ -32,6 +34,8 @@ class Psi:
                              'a grid has one more time than steps.')
         if not all(0 < v < float('inf') for v in self.values):
             raise InputError(f'psi.values={list(self.values)} must all be greater than 0.')
+        if any(not 1 >= now > later >= 0 for now, later in zip(self.grid, self.grid[1:])):
+            raise InputError(f'psi.grid={list(self.grid)} must be times from 1 to 0, each below the one before.')
 
     def check_grid(
         self,
@@ -63,11 +67,14 @@ def load_psi(
     path: Path | str,  # file that `g2rpo calibrate` wrote
 ) -> Psi:              # the calibration in it
     "Read a calibration."
-    saved = read_json(path, fix='write it with g2rpo calibrate.')
+    fix = 'write it with g2rpo calibrate.'
+    saved = read_json(path, fix, limit=2**24)
     if not isinstance(saved, dict) or not {'values', 'grid', 'kind'} <= saved.keys():
-        raise InputError(f'psi={str(path)!r} is not a calibration: it lacks values, grid or kind; '
-                         'write it with g2rpo calibrate.')
-    return Psi(tuple(saved['values']), tuple(saved['grid']), saved['kind'])
+        raise InputError(f'psi={str(path)!r} is not a calibration: it lacks values, grid or kind; {fix}')
+    try:
+        return from_json(Psi, {name: saved[name] for name in ('values', 'grid', 'kind')})
+    except InputError as error:
+        raise refuse_value(f'psi={str(path)!r}', error, fix) from error
 
 # %% ../../nbs/core/04_psi.ipynb #cell-12
 PSI_CRITERIA = ('fraction', 'count')

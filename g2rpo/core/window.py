@@ -10,6 +10,7 @@ import math
 import random
 from dataclasses import dataclass
 from ..errors import at_least, InputError, one_of
+from ..schema import settle_types
 
 # %% ../../nbs/core/06_window.ipynb #cell-05
 MOVES = ('progressive', 'random', 'decay', 'exp_decay', 'fixed')
@@ -24,6 +25,7 @@ class Window:
     half: bool = False          # only in the first half of the grid (Flow-GRPO-Fast); else all but the last two steps
 
     def __post_init__(self):
+        settle_types(self, 'window')
         one_of('window.moves', self.moves, MOVES)
         at_least('window.size', self.size, 1)
         at_least('window.every', self.every, 1)

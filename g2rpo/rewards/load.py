@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from ..errors import InputError
+from ..foreign import foreign
 from .checkpoints import read_manifest, SCORER_ASSETS
 from .flow_grpo_server import load_flow_grpo_deqa, load_flow_grpo_geneval
 from .geneval import load_geneval
@@ -61,11 +62,8 @@ def import_named(
     module, attribute = name.split(':', 1)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a file in the folder in which the command is typed
-    try:
+    with foreign(f'{what}={name!r} cannot be loaded'):
         return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:         # whatever the user's module raises, or that it exits
-        first = (str(error).splitlines() or [''])[0]
-        raise InputError(f'{what}={name!r} cannot be loaded: {type(error).__name__}: {first[:200]}') from error
 
 def import_reward(
     name: str,   # module:function
@@ -101,7 +99,8 @@ def load_rewards(
         if name in out:
             raise InputError(f'reward={name!r} is named twice; name it once.')
         if name in REWARD_LOADERS:
-            out[name] = REWARD_LOADERS[name](device)
+            with foreign(f'reward={name!r} cannot be loaded'):
+                out[name] = REWARD_LOADERS[name](device)
         elif ':' in name:
             out[name] = import_reward(name)
         else:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from ..errors import InputError
+from ..foreign import foreign, refusal
 
 # %% ../../nbs/rewards/01_protocol.ipynb #cell-04
 Reward = Callable[[Tensor, list[str]], Tensor]   # (images (B, 3, H, W) in [0, 1], B prompts) → rewards (B,)
@@ -23,18 +24,20 @@ def call_reward(
     finite: bool = True,  # refuse values that are not finite
 ) -> Tensor:              # rewards (B,), float32 on the CPU
     "Call `reward` and refuse what is not one number per image."
-    returned = reward(images, prompts)
-    need = f'it must return a tensor ({len(images)},).'
-    try:
-        out = torch.as_tensor(returned).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f'reward {name!r} returned a {type(returned).__name__}; {need}') from error
+    with foreign(f'reward {name!r} failed'):
+        returned = reward(images, prompts)
+    need = f'it must return a tensor ({len(images)},) of real numbers.'
+    with foreign(f'reward {name!r} returned a {type(returned).__name__}; {need}'):
+        out = torch.as_tensor(returned).detach()
+        if out.is_complex():
+            raise TypeError('complex numbers')
+        out = out.float().cpu()
     if out.shape != (len(images),):
-        raise InputError(f'reward {name!r} returned shape {tuple(out.shape)} for {len(images)} images; '
+        raise refusal()(f'reward {name!r} returned shape {tuple(out.shape)} for {len(images)} images; '
                          f'it must return ({len(images)},).')
     if finite and not out.isfinite().all():
         bad = int((~out.isfinite()).nonzero()[0])
-        raise InputError(f'reward {name!r} returned {out[bad].item()}, which is not finite, '
+        raise refusal()(f'reward {name!r} returned {out[bad].item()}, which is not finite, '
                          f'for the prompt {prompts[bad]!r}.')
     return out
 

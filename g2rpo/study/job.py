@@ -12,12 +12,12 @@ from dataclasses import Field, MISSING, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from torch import Tensor
-from ..errors import InputError
+from ..errors import at_least, InputError
 from ..plan.cost import iterations_within_nfe, training_grid
 from ..structure import package_root
 from ..training.config import Config
 from ..training.evaluate import EvalConfig
-from ..training.run_dir import config_from_dict
+from ..schema import from_json, settle_types
 
 # %% ../../nbs/study/01_job.ipynb #cell-05
 def non_defaults(
@@ -55,6 +55,13 @@ class RunSpec:
     others: tuple[EvalConfig, ...] = ()  # further protocols by which the last place is scored
     picture: float = 0.                  # forward equivalents of decoding and scoring a picture, counted in `budget`
     samples: int = 0                     # pictures of the first prompts that the record keeps
+
+    def __post_init__(self):
+        settle_types(self)
+        for number in ('budget', 'iterations', 'probes', 'probe_prompts', 'picture', 'samples'):
+            at_least(number, getattr(self, number), 0)
+        if not self.name or self.name != Path(self.name).name:
+            raise InputError(f'name={self.name!r} cannot name a file; use letters, digits and _.')
 
     def key(self) -> str:
         "Ten hexadecimal digits that depend on the names and values of fields and on nothing else."
@@ -107,17 +114,11 @@ class RunSpec:
         return max(self.places(training_grid(self.cfg)).values())
 
 # %% ../../nbs/study/01_job.ipynb #cell-23
-def _protocol_from_dict(values: dict) -> EvalConfig:
-    "JSON has lists where a protocol has tuples."
-    return EvalConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
 def spec_from_dict(
     description: dict,  # `asdict` of a job, also after a round trip through JSON
 ) -> RunSpec:           # the same job
     "The job in a description."
-    cfg, protocol = config_from_dict(description['cfg']), _protocol_from_dict(description['protocol'])
-    others = tuple(map(_protocol_from_dict, description['others']))
-    return RunSpec(**description | dict(cfg=cfg, protocol=protocol, others=others))
+    return from_json(RunSpec, description)
 
 # %% ../../nbs/study/01_job.ipynb #cell-24
 def repo_root() -> Path:  # the folder that has nbs/, configs/ and scripts/

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAUNCHERS', 'run_inline', 'MissingRuns', 'refuse_to_run', 'accelerate_command', 'run_accelerate', 'Study',
-           'run_from_file']
+           'read_spec', 'run_from_file']
 
 # %% ../../nbs/study/07_launch.ipynb #cell-02
 import subprocess
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..errors import at_least, InputError, one_of, RunStopped
 from ..files import read_json
+from ..foreign import say_error
+from ..schema import refuse_value
 from .job import repo_root, RunSpec, spec_from_dict
-from .records import add_records, read_records
+from .records import add_records, read_record, read_records
 from .run_job import run_job
 from .slurm import run_slurm
 from .workers import error_line, LaunchConfig, live_text, progress_text, run_pool
@@ -120,24 +122,37 @@ class Study:
         missing = [job for job in new if not job.file(self.folder).exists()]
         if missing:
             LAUNCHERS[self.launcher](self.launch_config, missing)
-        out = [known.get(job.key()) or read_json(job.file(self.folder)) for job in jobs]
+        out = [known.get(job.key()) or read_record(job.file(self.folder)) for job in jobs]
         if self.collected:
             add_records(self.collected, out)
         return out
 
 # %% ../../nbs/study/07_launch.ipynb #cell-12
+def read_spec(
+    file: Path,     # that `write_specs` wrote
+    number: str,    # of the job in it, from 0
+) -> RunSpec:       # the job
+    "One job of a file of descriptions."
+    fix = 'is it of another version?'
+    found = read_json(file, fix)
+    if not isinstance(found, list) or not number.isdecimal() or int(number) >= len(found):
+        raise InputError(f'{file} has no job {number}; {fix}')
+    try:
+        return spec_from_dict(found[int(number)])
+    except InputError as error:
+        raise refuse_value(f'{file}, job {number}', error, fix) from error
+
 def run_from_file(
     argv: list[str],  # file of descriptions, folder of the study, and the number of the job, 0 if left out
 ) -> int:             # 0: done; 1: stopped; 2: refused; 75: ended by a signal, to be taken up again
     "Run one job of a description, as one of the processes of this run."
     try:
         with SignalHandler() as stop, stop.may_interrupt():
-            description = read_json(argv[0])[int(argv[2]) if len(argv) > 2 else 0]
-            job = spec_from_dict(description)
+            job = read_spec(Path(argv[0]), argv[2] if len(argv) > 2 else '0')
             run_job(job, argv[1], device=str(init_processes(job.cfg.ddp_timeout).device))
-    except (InputError, RunStopped) as error:
-        print(f'g2rpo: {error}', flush=True)
-        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 75
+    except Exception as error:
+        say_error(error)
+        return 2 if isinstance(error, InputError) else 1
     return 0

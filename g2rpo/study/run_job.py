@@ -14,14 +14,15 @@ import torch
 from dataclasses import asdict, replace
 from pathlib import Path
 from torch import Tensor
-from ..files import read_json, write_json
+from ..files import write_json
 from ..models.weights import make_trainable
 from ..plan.cost import training_grid
 from ..rewards.load import load_rewards, scorer_hashes
 from ..rewards.preprocess import to_pil
 from ..rewards.protocol import call_reward
 from .job import RunSpec
-from .training import load_snapshot, snapshot_file, train_to, training_lock
+from .records import read_record
+from .training import has_snapshot, load_snapshot, read_snapshot, train_to, training_lock
 from ..training.config import open_policy
 from ..training.distributed import init_processes, raise_on_all_ranks
 from ..training.evaluate import base_weights, code_version, EvalConfig, evaluate, generate, machine_name
@@ -84,7 +85,6 @@ def score_places(
     device: str = 'cpu',     # where to compute
 ) -> dict:                   # `checkpoints`, `places`, `probes` and `others` of the job's record
     "Score the weights of each place, and the last ones by the job's other protocols."
-    from safetensors.torch import load_file
     protocol = job.protocol
     cfg = replace(job.cfg, height=protocol.height, width=protocol.width)   # may differ from the size of training
     policy, scorers = open_policy(cfg, device), load_rewards(protocol.scorers, device)
@@ -96,7 +96,7 @@ def score_places(
     out = dict(checkpoints=list(scorer_hashes(scorers)), places={}, probes=[], others=[])
     for place, n in places.items():
         if n:
-            load_snapshot(policy, load_file(snapshot_file(home, n)))
+            load_snapshot(policy, read_snapshot(home, n))
         cost = _cost_so_far(log, n, job.picture)
         if place.startswith('probe'):
             out['probes'].append(cost | {name: table.mean().item() for name, table in score(few).items()})
@@ -152,11 +152,11 @@ def run_job(
     "Train and score a job, or read the record of an earlier call."
     file = job.file(folder)
     if file.exists():
-        return read_json(file)
+        return read_record(file)
     if threads:
         torch.set_num_threads(threads)
     home, places = job.home(folder), job.places(training_grid(job.cfg))
-    if any(n and not snapshot_file(home, n).exists() for n in places.values()):     # there is something to train
+    if any(n and not has_snapshot(home, n) for n in places.values()):     # there is something to train
         check_judges(job, device)
     with training_lock(home):
         log = train_to(job.cfg, list(places.values()), home, device)
@@ -165,4 +165,4 @@ def run_job(
         trained = log[-1]['seconds'] if log else 0          # however often the training was taken up
         record['seconds'] = trained + time.time() - began   # of training and of scoring
         _store_record(record, file, home)
-    return read_json(file)
+    return read_record(file)

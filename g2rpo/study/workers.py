@@ -7,7 +7,6 @@ __all__ = ['ONE_THREAD', 'LaunchConfig', 'progress_text', 'live_text', 'single_t
            'write_specs', 'error_line']
 
 # %% ../../nbs/study/06_workers.ipynb #cell-02
-import json
 import os
 import signal
 import sys
@@ -19,8 +18,9 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from ..files import write_json
+from ..files import text_lines, write_json
 from .job import RunSpec
+from ..training.stored import read_metrics
 
 # %% ../../nbs/study/06_workers.ipynb #cell-05
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def _last_row(log: Path) -> dict | None:
     "The last whole line of a file of metrics; None without one."
     if not log.exists():
         return None
-    whole = log.read_text(encoding='utf-8').rpartition('\n')[0]
-    return json.loads(whole.splitlines()[-1]) if whole else None
+    rows, _ = read_metrics(log)
+    return rows[-1] if rows else None
 
 def _progress_line(job: RunSpec, folder: Path | str) -> str:
     "Iterations of a job so far and its rewards at the last; empty if its training has not begun."
@@ -146,7 +146,7 @@ def error_line(
 ) -> str:       # at most 300 characters
     "The line of a log that names the error; the last one if none does."
     text = log.read_text(encoding='utf-8', errors='replace') if log.exists() else ''
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for _, line in text_lines(text)]
     for mark in ('g2rpo: ', 'Error: '):
         for line in reversed(lines):
             if mark in line and 'ChildFailed' not in line:   # torchrun's own error comes last and says nothing

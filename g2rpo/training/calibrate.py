@@ -17,8 +17,9 @@ from ..core.psi import adjust_psi, Psi, PSI_CRITERIA, PSI_KINDS
 from ..core.rollout import rollout
 from ..core.rows import METHODS
 from ..core.velocity import Ledger
-from ..errors import above, at_least, InputError, one_of
+from ..errors import above, all_finite, at_least, at_most, InputError, one_of
 from ..files import write_json
+from ..schema import settle_types
 from .evaluate import code_version
 from .prompts import draw_prompts
 from .update import score_rollout
@@ -40,11 +41,15 @@ class Calibration:
     seed: int = 0                          # key of prompts and noise; ours
 
     def __post_init__(self):
+        settle_types(self)
+        all_finite(vars(self))
         one_of('criterion', self.criterion, PSI_CRITERIA)
         one_of('kind', self.kind, PSI_KINDS)
         above('eps2', self.eps2, 0)
         for name in ('T', 'trajectories', 'rounds'):
-            at_least(name, getattr(self, name), 2)
+            at_most(name, at_least(name, getattr(self, name), 2), dict(T=10_000).get(name, 1_000_000))
+        for name in ('eps1', 'seed'):
+            at_least(name, getattr(self, name), 0)
         if not isinstance(self.start, tuple):
             object.__setattr__(self, 'start', (self.start,)*self.T)
         for start in self.start:

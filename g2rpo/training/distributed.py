@@ -11,9 +11,11 @@ __all__ = ['LOST_PROCESS_TEXTS', 'init_processes', 'combine_values', 'reduce_met
 import torch
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from ..errors import InputError, RunStopped
+from ..foreign import foreign, ForeignFailed
 from ..phases import phase
 from .config import Config
 
@@ -85,12 +87,13 @@ def raise_on_all_ranks(
     except (RunStopped, InputError) as error:
         if accelerator.num_processes == 1:
             raise
-        problem = (isinstance(error, InputError), f'{error} (process {accelerator.process_index})')
+        kind = next(k for k in (InputError, ForeignFailed, RunStopped) if isinstance(error, k))
+        problem = (kind, f'{error} (process {accelerator.process_index})')
     if accelerator.num_processes > 1:
         with phase('wait'):
             problems = gather_object([problem])
-        for is_input, message in filter(None, problems):
-            raise (InputError if is_input else RunStopped)(message)
+        for kind, message in filter(None, problems):
+            raise kind(message)
     return result
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-16
@@ -154,11 +157,12 @@ def make_accelerator(
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
     warnings.filterwarnings('ignore', message='FSDP2-wrapped module')    # its output is never changed in place
     AcceleratorState._reset_state()  # a notebook may train again; processes stay as they are
-    accelerator = Accelerator(
-        mixed_precision='no',            # the policy's own `velocity` says in what it computes
-        cpu=policy.device.type == 'cpu',
-        log_with=cfg.tracker,
-        project_dir=out,
-        kwargs_handlers=accelerator_handlers(cfg))
+    with foreign(f'tracker={cfg.tracker!r} cannot be used') if cfg.tracker else nullcontext():
+        accelerator = Accelerator(
+            mixed_precision='no',            # the policy's own `velocity` says in what it computes
+            cpu=policy.device.type == 'cpu',
+            log_with=cfg.tracker,
+            project_dir=out,
+            kwargs_handlers=accelerator_handlers(cfg))
     check_processes(accelerator, policy)
     return accelerator

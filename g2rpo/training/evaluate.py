@@ -22,9 +22,10 @@ from torch import Tensor
 from ..core.noise import keyed_noise
 from ..core.sampler import ode_step
 from ..core.velocity import Ledger, Velocity
-from ..errors import InputError, one_of
+from ..errors import at_least, at_most, InputError, one_of
 from ..models.loading import PRECISIONS, TINY
 from ..rewards.protocol import call_reward
+from ..schema import settle_types
 
 # %% ../../nbs/training/08_evaluate.ipynb #cell-05
 @dataclass(frozen=True)
@@ -40,7 +41,15 @@ class EvalConfig:
     precision: str = 'no'                              # autocast, no or bf16; weights stored in bf16 compute in it
 
     def __post_init__(self):
+        settle_types(self)
         one_of('precision', self.precision, PRECISIONS)
+        for name, high in dict(T=10_000, height=16_384, width=16_384).items():
+            at_most(name, at_least(name, getattr(self, name), 1), high)
+        for name in ('seeds', 'scorers'):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f'{name}={list(getattr(self, name))} names one twice; name each once.')
+        for seed in self.seeds:
+            at_most('seeds', at_least('seeds', seed, 0), 2**63 - 1)
 
     def id(self) -> str:
         "Twelve hexadecimal digits that change with any field."
@@ -187,7 +196,8 @@ def base_weights(
         return cfg.revision or 'newest'
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with open(file, 'rb') as opened:
+            hashlib.file_digest(opened, lambda: digest)      # goes on with the same hash
     return digest.hexdigest()[:10]
 
 def measured_by(

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.advantage import is_constant
 from ..core.velocity import eagerly, Ledger
 from ..errors import NothingToLearn, RunStopped
+from ..foreign import foreign
 from ..rewards.protocol import to_uint8
 from .config import Config
 from .distributed import broadcast, raise_on_all_ranks
@@ -173,4 +174,5 @@ def log_metrics(
     accelerator,   # has the tracker
 ) -> None:
     "Numbers of a row to the tracker."
-    accelerator.log(tracker_scalars(row), step=row['iteration'])
+    with foreign('the tracker failed'):
+        accelerator.log(tracker_scalars(row), step=row['iteration'])

@@ -18,6 +18,7 @@ from ..files import read_json, write_json
 from ..rewards.checkpoints import assets_dir
 from ..rewards.ocr import READER_PACKAGES
 from ..rewards.protocol import target_text
+from ..schema import from_json
 from .config import IN_MEMORY
 from .prompt_files import is_dataset, read_prompts
 
@@ -110,6 +111,7 @@ def stored_prompts(
     stored = read_json(file, fix)
     if not isinstance(stored, dict) or not {'prompts', 'sha256'} <= stored.keys():
         raise InputError(f'{file} cannot be read (it has no prompts with a sha256); {fix}')
+    from_json(list[str], stored['prompts'], f'{file}: prompts')
     if fingerprint(stored['prompts']) != stored['sha256']:
         raise InputError(f'{file} is not what was fetched (sha256 differs); {fix}')
     return stored['prompts']

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core.velocity import Ledger
 from ..errors import RunStopped
 from ..files import append_jsonl
+from ..foreign import ForeignFailed, within_run
 from ..phases import phase, PhaseTimer, timing
 from . import checkpoint
 from .config import Config
@@ -24,7 +25,7 @@ from .metrics import iteration_speed, log_metrics, panel_metrics, profiled, save
 from .panel import Panel
 from .prompts import draw_prompts
 from .run_dir import MetricsLog
-from .saving import load_run, save_run, settle_save
+from .saving import load_run, save_run, settle_save, weights_origin
 from .setup import release_policy
 from .signals import SignalHandler
 from .split_checkpoint import PendingSave
@@ -181,10 +182,13 @@ def finish_run(
     try:
         if not problem:
             on_train_end(run, stop)
+        elif isinstance(problem, ForeignFailed) and run.random:     # in a rollout, so nothing is half done
+            on_train_end(run, stop)
         elif isinstance(problem, RunStopped) and not isinstance(problem, LostProcess):
             settle_save(run)
         whole = run.done and not stop.forced and (problem is None or isinstance(problem, RunStopped))
-        release_policy(run.policy, run.state, run.out if whole and run.final_weights else None)
+        out = run.out if whole and run.final_weights else None
+        release_policy(run.policy, run.state, out, weights_origin(run) if out else None)
     finally:
         run.release_lock()
     for tracker in run.accelerator.trackers:
@@ -202,7 +206,7 @@ def running(
     problem = None
     accelerator = run.accelerator
     with (SignalHandler() as stop, profiled(run.cfg, run.out, accelerator) as run.traced,
-          timing(accelerator.device) as run.timer):
+          timing(accelerator.device) as run.timer, within_run()):
         try:
             yield stop
         except KeyboardInterrupt:

@@ -194,6 +194,7 @@ def release_policy(
     policy,             # as `prepare_training` left it
     state: TrainState,  # its parameters
     out: Path | None,   # folder of the run, whose `weights` are written; None: nothing is written
+    made_by: dict | None = None,   # what made the weights, for their manifest
 ) -> None:
     "Take the policy back from accelerate and write its weights (averaged ones where there are any) if they are finite."
     accelerator = state.accelerator
@@ -204,7 +205,7 @@ def release_policy(
     if not out or any_rank(accelerator, not all(local_tensor(p).isfinite().all() for p in state.params)):
         return
     try:
-        save_weights(policy, out/'weights', accelerator.is_main_process)
+        save_weights(policy, out/'weights', accelerator.is_main_process, made_by)
     except (OSError, SafetensorError) as error:
         warnings.warn(f'{out/"weights"} could not be written ({error}); '
                       'they are in the last checkpoint, and --resume writes them.')

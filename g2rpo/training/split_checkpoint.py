@@ -6,7 +6,6 @@
 __all__ = ['split_tensors', 'PendingSave', 'begin_save', 'own_result', 'finish_save', 'is_split', 'restore_split']
 
 # %% ../../nbs/training/07_split_checkpoint.ipynb #cell-02
-import json
 import shutil
 import torch
 import warnings
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
-from .checkpoint import file_digest, fsync
+from ..files import file_digest, fsync, to_json
 
 # %% ../../nbs/training/07_split_checkpoint.ipynb #cell-05
 def split_tensors(
@@ -113,9 +112,9 @@ def finish_save(
 def _name_checkpoint(pending: PendingSave, files: dict) -> None:
     "Add state and manifest, and give the folder its name."
     part, place = pending.part, pending.place
-    (part/'state.json').write_text(json.dumps(pending.state))
+    (part/'state.json').write_text(to_json(pending.state))
     files |= {'state.json': file_digest(part/'state.json')}
-    (part/'manifest.json').write_text(json.dumps(files, indent=1))
+    (part/'manifest.json').write_text(to_json(files, indent=1))
     for name in ('state.json', 'manifest.json'):
         fsync(part/name)
     fsync(part)
