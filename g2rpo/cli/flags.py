@@ -156,6 +156,7 @@ def add_share(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('runs', nargs='+', help='folders of runs; those that differ in the seed alone share a curve')
     sub.add_argument('--out', default=None, help='file; default: report.html in the first folder')
 
+# %% ../../nbs/cli/02_flags.ipynb #cell-11
 def build_parser() -> LineParser:
     "The whole command line."
     from g2rpo import __version__

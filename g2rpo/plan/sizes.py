@@ -62,7 +62,7 @@ def _block_bytes(
 
 def _size_config(cfg: Config) -> Config:
     "`cfg` but for fields that no size depends on: configs that differ only in them are traced once."
-    return replace(cfg, preset='', prompts='', rewards=(), weights=(), panel=(), panel_prompts='', iterations=1,
+    return replace(cfg, preset='tiny', prompts='tiny', rewards=(), weights=(), panel=(), panel_prompts='tiny', iterations=1,
                    offload=False, cache=None, tracker=None)
 
 @lru_cache(maxsize=32)
