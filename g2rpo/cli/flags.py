@@ -35,6 +35,7 @@ def add_device_flag(parser) -> None:  # parser: of a command
 
 def add_run_flags(parser) -> None:  # parser: of a command
     "The flags that make a `Config`."
+    parser.usage = f'{parser.prog} [flags]'      # they are listed below, in groups
     add_device_flag(parser)
     parser.add_argument('--config', default=argparse.SUPPRESS, metavar='FILE',
                         help='TOML, YAML or JSON with values of these flags, those of the method in a table `method`')
@@ -55,6 +56,7 @@ def add_train(commands) -> None:  # commands: sub-parsers of the whole
     sub.add_argument('--override', action='append', default=[], metavar='KEY=VALUE',
                      help='change a value that may change within a run, such as iterations=600')
     add_run_flags(sub)
+    sub.usage = f'{sub.prog} --out OUT [flags]'
 
 def add_doctor(commands) -> None:  # commands: sub-parsers of the whole
     "`g2rpo doctor`."

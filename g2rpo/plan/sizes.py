@@ -62,8 +62,8 @@ def _block_bytes(
 
 def _size_config(cfg: Config) -> Config:
     "`cfg` but for fields that no size depends on: configs that differ only in them are traced once."
-    return replace(cfg, preset='tiny', prompts='tiny', rewards=(), weights=(), panel=(), panel_prompts='tiny', iterations=1,
-                   offload=False, cache=None, tracker=None)
+    return replace(cfg, preset='tiny', prompts='tiny', rewards=(), weights=(), panel=(), panel_prompts='tiny',
+                   iterations=1, offload=False, cache=None, tracker=None)
 
 @lru_cache(maxsize=32)
 def _facts(cfg: Config) -> ModelFacts:

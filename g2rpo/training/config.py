@@ -45,28 +45,34 @@ CONFIG_MAXIMA = dict(                       # field → greatest value, far abov
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a run."
+    # model, pictures, prompts
     preset: str = 'tiny'                     # name of the preset that the values come from; ours
     model: str = 'tiny'                      # tiny, a diffusers pipeline folder, or a hub name; ours
     height: int = 24                         # image height (pixels); 720 in G²RPO on Flux
     width: int = 48                          # image width (pixels); 720 in G²RPO on Flux
     max_tokens: int = 12                     # longest prompt (T5 tokens); 512 in Flux.1-dev
     prompts: str = 'tiny'                    # tiny, a set such as hpdv2_train, a file, or a data set owner/name; ours
+    # rewards
     rewards: tuple[str, ...] = ('ppocr6',)   # scorers to train on: names such as ocr,clip or module:function; ours
     weights: tuple[float, ...] = ()          # weight of each scorer, such as 1,0.5; empty: 1 each as in G²RPO
     mix: str = 'advantage'                   # what is weighted and summed; advantage in G²RPO, reward in Flow-GRPO
+    # method and batch
     method: Method = field(default_factory=lambda: METHODS['g2rpo'])  # row of the method table; G²RPO
     T: int = 10                              # steps of the time grid; 16 in G²RPO, 10 in Flow-GRPO and DenseGRPO
     group_size: int = 8                      # directions per prompt and step, G; 12 in G²RPO
     prompts_per_iteration: int = 4           # prompts of an iteration over all processes; 16 in G²RPO, one a GPU
     iterations: int = 30                     # rollouts, each with its updates; 300 in G²RPO
     seed: int = 0                            # key of every random number of the run; ours
+    # optimiser
     lr: float = 1e-4                         # learning rate of AdamW; 2e-6 for all weights of Flux in G²RPO
     weight_decay: float = 1e-4               # weight decay of AdamW; all scripts
     max_grad_norm: float = 1.0               # norm that gradients are clipped to; all scripts
     lora_rank: int = 0                       # rank of LoRA adapters, 0: all weights train (G²RPO); 32 in Flow-GRPO
     lora_alpha: int = 64                     # scale of LoRA adapters, divided by their rank; Flow-GRPO
+    # sampling
     shift: float | None = 3.0                # shift of the training grid, None: the pipeline's own; 3 in G²RPO on Flux
     guidance_scale: float = 1.0              # guidance in rollout and training, 1: none; 4.5 in Flow-GRPO on SD3.5
+    # precision and memory
     precision: str = 'auto'                  # autocast of the transformer, no or bf16; auto: what is fast here; G²RPO
     scorer_precision: str = 'no'             # autocast of scorers in training, no or bf16; ours
     dtype: str = 'fp32'                      # stored transformer, fp32 or bf16 (under LoRA, adapters stay fp32); ours
@@ -79,10 +85,12 @@ class Config:
     compiled: bool = False                   # torch.compile of the blocks, for completions and judging; ours
     batch_size: int = 64                     # samples in one forward pass; ours
     grad_batch_size: int = 16                # states in one pass with gradient, and in one of the trunk; ours
+    # several processes
     shard: bool = False                      # split all trained weights and their moments over processes (FSDP2); ours
     hybrid: bool = False                     # shard only: split within a node, a copy on each node (HSDP); ours
     gather_once: bool = False                # shard only: gather weights and reduce gradients once a step; ours
     gather_dtype: str = 'fp32'               # shard only: type in which weights are gathered, fp32 or bf16; ours
+    # watching
     panel: tuple[str, ...] = ()              # scorers that are watched and not trained on; ours
     panel_every: int = 10                    # iterations between looks at the panel; ours
     panel_prompts: str = 'tiny'              # held-out prompts of the panel: tiny, a set by name, or a file; ours
@@ -91,6 +99,7 @@ class Config:
     tracker: str | None = None               # tensorboard, trackio or wandb beside metrics.jsonl; ours
     samples_every: int = 0                   # iterations between pictures of the same noise, 0: none; ours
     profile: int = 0                         # first iterations that torch's profiler traces into the folder; ours
+    # saving
     save_every: int = 50                     # iterations between checkpoints, 0: none; G²RPO
     keep: int = 2                            # checkpoints that are kept; ours
     skips: int = 10                          # groups and optimiser steps that may be left out as not finite; ours
