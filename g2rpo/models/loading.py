@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TINY', 'DTYPES', 'PRECISIONS', 'fast_precision', 'family_of', 'empty_transformer', 'load_pipeline', 'check_device',
-           'load_policy', 'set_compute']
+           'load_policy', 'wrap_pipeline', 'as_policy', 'set_compute']
 
 # %% ../../nbs/models/04_loading.ipynb #cell-02
 import warnings
@@ -130,7 +130,38 @@ def load_policy(
     policy.move(device, *parts, *(() if empty else ('transformer',)))
     return policy
 
-# %% ../../nbs/models/04_loading.ipynb #cell-24
+# %% ../../nbs/models/04_loading.ipynb #cell-14
+def wrap_pipeline(
+    pipe,                          # diffusers pipeline of a supported family
+    height: int,                   # of the images, pixels
+    width: int,                    # of the images, pixels
+    max_tokens: int = 512,         # longest prompt, in tokens
+    guidance_scale: float = 1.0,   # classifier-free guidance w; 1: none
+    shift: float | None = 3.0,     # of the training grid; None: the pipeline's own grid
+    offload: bool = False,         # keep text encoders and VAE in main memory while they are not used
+    cache=None,                    # folder for encoded prompts; None: memory only
+) -> Policy:                       # not frozen, and on the pipeline's device
+    "A loaded pipeline as a policy, where it is."
+    name = type(pipe).__name__
+    if name not in FAMILIES:
+        raise InputError(f'policy is a {name}; pass one of {", ".join(FAMILIES)}, its folder, a hub name, '
+                         'or what load_policy returns.')
+    return FAMILIES[name](pipe, height, width, max_tokens, guidance_scale, shift, offload, cache)
+
+def as_policy(
+    given,                   # a `Policy`, a diffusers pipeline, a folder or a hub name
+    height: int,             # of the images, pixels
+    width: int,              # of the images, pixels
+    max_tokens: int = 512,   # longest prompt, in tokens
+) -> Policy:                 # a policy as it is; what else is given at this size
+    "What draws, from whatever names it."
+    if hasattr(given, 'velocity'):
+        return given
+    if isinstance(given, (str, Path)):
+        return load_policy(given, height, width, max_tokens)
+    return wrap_pipeline(given, height, width, max_tokens)
+
+# %% ../../nbs/models/04_loading.ipynb #cell-26
 def set_compute(
     policy: Policy,                # any policy
     checkpointing: bool = False,   # compute activations again in the backward pass instead of keeping them

@@ -23,7 +23,7 @@ from ..core.noise import keyed_noise
 from ..core.sampler import ode_step
 from ..core.velocity import Ledger, Velocity
 from ..errors import at_least, at_most, InputError, one_of
-from ..models.loading import PRECISIONS, TINY
+from ..models.loading import as_policy, PRECISIONS, TINY
 from ..rewards.protocol import call_reward
 from ..schema import settle_types
 
@@ -105,12 +105,14 @@ def check_setup(
         raise InputError('a protocol needs at least one prompt and one seed.')
 
 def evaluate(
-    policy,                 # what is evaluated
+    policy,                 # what is evaluated: a `Policy`, a diffusers pipeline, a folder or a hub name
     protocol: EvalConfig,   # on which prompts and seeds, P and S of them
     scorers: dict,          # name → reward, those that the protocol names
     batch_size: int = 64,   # images at a time
+    max_tokens: int = 512,  # longest prompt of what is no policy yet, in tokens
 ) -> dict[str, Tensor]:     # scorer → scores (P, S)
     "Score `policy` under `protocol`."
+    policy = as_policy(policy, protocol.height, protocol.width, max_tokens)
     check_setup(policy, protocol, scorers)
     policy = copy(policy)                    # with the same weights
     policy.precision = protocol.precision
@@ -122,7 +124,7 @@ def evaluate(
     S = len(protocol.seeds)
     return {name: torch.cat(parts).reshape(S, -1).T.contiguous() for name, parts in scores.items()}
 
-# %% ../../nbs/training/08_evaluate.ipynb #cell-16
+# %% ../../nbs/training/08_evaluate.ipynb #cell-18
 @dataclass(frozen=True)
 class Interval:
     "A mean difference and its 95 % interval."
@@ -147,7 +149,7 @@ class Gain(Interval):
 
     def __str__(self): return f'{self.base:.3f} → {self.tuned:.3f}   {super().__str__()}'
 
-# %% ../../nbs/training/08_evaluate.ipynb #cell-17
+# %% ../../nbs/training/08_evaluate.ipynb #cell-19
 def paired_gain(
     base: Tensor,           # scores (P, S) before training
     tuned: Tensor,          # scores (P, S) after it, of the same prompts and seeds
@@ -165,7 +167,7 @@ def paired_gain(
     low, high = delta[picks].mean(1).quantile(quantiles).tolist()
     return Gain(delta.mean().item(), low, high, base.mean().item(), tuned.mean().item())
 
-# %% ../../nbs/training/08_evaluate.ipynb #cell-23
+# %% ../../nbs/training/08_evaluate.ipynb #cell-25
 def code_version() -> str:  # such as `0.1.0 1a2b3c4d5e6f+`
     "The package's version and, in a git checkout, its commit, with `+` where files differ from it."
     import g2rpo
@@ -176,7 +178,7 @@ def code_version() -> str:  # such as `0.1.0 1a2b3c4d5e6f+`
     changed = '+' if ask('status', '--porcelain', '--untracked-files=no') else ''
     return f'{g2rpo.__version__} {ask("rev-parse", "--short=12", "HEAD")}{changed}'
 
-# %% ../../nbs/training/08_evaluate.ipynb #cell-24
+# %% ../../nbs/training/08_evaluate.ipynb #cell-26
 def machine_name(
     device: str,  # such as cpu or cuda:0
 ) -> str:         # name of the GPU and whether it uses TF32, or kind and number of CPU cores
