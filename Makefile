@@ -19,6 +19,7 @@ test-all: test
 	$(PYTEST) -m slow tests $(ARGS)
 
 export: .venv/dev.done
+	$(BIN)/python scripts/links.py
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python scripts/readme.py
