@@ -27,6 +27,7 @@ parity:
 	$(PARITY)/python -m pytest -q -rs -m "slow or not slow" tests/rewards/test_scorers.py -k "hps or letterbox or clip"
 
 export: .venv/dev.done
+	$(BIN)/python scripts/links.py
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python scripts/readme.py

@@ -104,6 +104,10 @@ def test_readme_is_generated(root):
     result = run(sys.executable, root/'scripts'/'readme.py', '--check')
     assert result.returncode == 0, result.stderr
 
+def test_chapters_lead_to_their_neighbours(root):
+    result = run(sys.executable, root/'scripts'/'links.py', '--check')
+    assert result.returncode == 0, result.stderr
+
 def test_one_nbdev(root):
     dev = tomllib.loads((root/'pyproject.toml').read_text())['project']['optional-dependencies']['dev']
     assert sum(d.startswith('nbdev==') for d in dev) == 1

@@ -171,7 +171,7 @@ def prune_checkpoints(
     for part in folder.glob('*.part'):
         shutil.rmtree(part)
 
-# %% ../../nbs/training/06_checkpoint.ipynb #cell-19
+# %% ../../nbs/training/06_checkpoint.ipynb #e99c886b
 def training_tensors(
     names: list[str],               # of trained parameters
     params: list[Tensor],           # in the same order
