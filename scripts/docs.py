@@ -127,8 +127,9 @@ def folded(title: str, pages: list[Page], page: Page) -> str:
 
 def sidebar(site: Site, page: Page) -> str:
     "Sections and chapters in reading order, then the modules."
+    start = ''.join(item(p, page) for p in site.sections[0][1][1:])      # the first has the name of the site
     parts = [folded(title.split(':')[0], pages, page) for title, pages in site.sections[1:]]
-    return ''.join([*parts, folded('API', [API, *site.modules], page)])
+    return ''.join([f'<ul>{start}</ul>', *parts, folded('API', [API, *site.modules], page)])
 
 def turns(order: list[Page], page: Page) -> str:
     "Links to the page before and the page after."
