@@ -111,7 +111,8 @@ def export_command(args) -> None:  # args: what argparse found
         raise InputError(f'out={args.out!r} exists; choose a new folder.')
     file = Path(args.run)/'evaluation.json'
     shutil.copytree(Path(args.run)/'weights', out)
-    from g2rpo.training.stored import EvaluationFile, read_sealed
+    from g2rpo.manifest import read_sealed
+    from g2rpo.training.stored import EvaluationFile
     evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if file.exists() else {}
     (out/'README.md').write_text(model_card(cfg, evaluation), encoding='utf-8')
     print(f'{out} holds the weights and a card; diffusers opens it.')

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
+from ..manifest import read_sealed
 from ..rewards.image_stats import image_statistics
 from ..rewards.protocol import call_reward
 from .sharding import local_tensor
 from .evaluate import Gain, generate, paired_gain
 from .prompts import fingerprint
-from .stored import PanelFile, read_sealed
+from .stored import PanelFile
 
 # %% ../../nbs/training/14_panel.ipynb #cell-05
 def panel_gains(
