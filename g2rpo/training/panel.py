@@ -6,6 +6,7 @@
 __all__ = ['LOOK_AGAIN', 'panel_gains', 'alarm_message', 'read_scores', 'Panel', 'relative_drift']
 
 # %% ../../nbs/training/14_panel.ipynb #cell-02
+import os
 import torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class Panel:
     ) -> dict:                # settings and first look, to be stored there
         "Look before training, or read that look from `file`."
         settings = self.settings()
-        if not file or not file.exists():
+        if not file or not os.path.lexists(file):      # a link to nothing is no first look
             self.first = self.look(policy, batch_size)[0]
             return settings | dict(first=self.first)
         stored = read_sealed(PanelFile, file, LOOK_AGAIN)

@@ -191,7 +191,6 @@ BAD_VALUES = [
     'seed: "x"',
     'no_such: 1',
     'method: 3',
-    'method: [g2rpo]',
     'method: {eta: x}',
     '1: 2',
     'lr: .nan',
@@ -273,13 +272,14 @@ BAD_KEYS = [
 @pytest.mark.parametrize('command', ['evaluate', 'resume'])
 def test_keys_of_a_config(here, tmp_path, capfd, command, change):
     stored = json.loads((here.folder / 'run' / 'config.json').read_text())
+    del stored['sha256']      # as one that is written by hand
     after(here, tmp_path, capfd, command, lambda run: spoil(run / 'config.json', json.dumps(stored | change)))
 
 
 @pytest.mark.parametrize('key', ['lr', 'method', 'rewards', 'keep', 'T', 'model'])
 def test_a_key_that_is_missing(here, tmp_path, capfd, key):
     stored = json.loads((here.folder / 'run' / 'config.json').read_text())
-    del stored[key]
+    del stored[key], stored['sha256']
     said = after(here, tmp_path, capfd, 'evaluate', lambda run: spoil(run / 'config.json', json.dumps(stored)))
     assert f'{key} is missing' in said
 
@@ -664,7 +664,8 @@ def test_rewards_that_fail_later_keep_what_was_done(here, tmp_path, capfd, monke
         complex_later='return images.mean((1, 2, 3))*1j',
     )
     (tmp_path / f'later_{name}.py').write_text(
-        f'calls = 0\ndef f(images, prompts):\n    global calls\n    calls += 1\n    if calls > 6:\n        {ends[name]}\n'
+        f'calls = 0\ndef f(images, prompts):\n    global calls\n    calls += 1\n'
+        f'    if calls > 6:\n        {ends[name]}\n'
         '    return 1 - images.mean((1, 2, 3))\n'
     )
     out = tmp_path / 'out'
