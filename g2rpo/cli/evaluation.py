@@ -63,7 +63,7 @@ def write_evaluation(
     "Write the gains as JSON and the pictures beside them."
     import torch
     from g2rpo.rewards.preprocess import to_pil
-    from g2rpo.training.stored import write_sealed
+    from g2rpo.manifest import write_sealed
     out.mkdir(parents=True, exist_ok=True)
     write_sealed(out/'evaluation.json', about | dict(gains={n: asdict(gain) for n, gain in gains.items()}))
     both = torch.cat([torch.cat(list(images), -1) for images in pictures], 1)

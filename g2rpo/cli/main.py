@@ -32,13 +32,13 @@ def check_words(
         if '\0' in word or has_halves(word):
             raise InputError(f'{one_line(ascii(word), 80)} holds bytes that are no text.')
 
-MAY_BE_EMPTY = ('prompt',)   # what is typed for these may be an empty text
+MAY_BE_EMPTY = ('prompt', 'panel')   # what is typed for these may be empty
 
 def check_typed(args) -> None:  # args: what argparse found
     "Refuse an empty text where a name or a place is asked for."
     for name, value in vars(args).items():
         values = value if isinstance(value, (list, tuple)) else [value]
-        if name not in MAY_BE_EMPTY and '' in [v for v in values if isinstance(v, str)]:
+        if name not in MAY_BE_EMPTY and (value == () or '' in [v for v in values if isinstance(v, str)]):
             raise InputError(f'{name} is empty; say which, or leave the flag out.')
 
 def outside_error(

@@ -6,6 +6,7 @@
 __all__ = ['LICENCES', 'sampled_prompts', 'sample_command', 'snippet', 'model_card', 'export_command']
 
 # %% ../../nbs/cli/08_share.ipynb #cell-02
+import os
 import shutil
 from pathlib import Path
 from .commands import device_of
@@ -30,8 +31,10 @@ def sample_command(args) -> None:  # args: what argparse found
     from g2rpo.models.weights import load_weights
     from g2rpo.rewards.preprocess import to_pil
     from g2rpo.training.config import open_policy
-    from g2rpo.training.evaluate import generate
-    prompts, policy = sampled_prompts(args, cfg), open_policy(cfg, device_of(args))
+    from g2rpo.training.evaluate import EvalConfig, generate
+    prompts = sampled_prompts(args, cfg)
+    EvalConfig(tuple(prompts), args.seeds, args.T, cfg.height, cfg.width, ())       # refuses what cannot be drawn
+    policy = open_policy(cfg, device_of(args))
     def draw():
         return torch.cat([generate(policy, prompts, seed, args.T, cfg.batch_size) for seed in args.seeds])
     base = draw()
@@ -110,9 +113,10 @@ def export_command(args) -> None:  # args: what argparse found
     if out.exists():
         raise InputError(f'out={args.out!r} exists; choose a new folder.')
     file = Path(args.run)/'evaluation.json'
+    from g2rpo.manifest import read_sealed
+    from g2rpo.training.stored import EvaluationFile
+    evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if os.path.lexists(file) else {}
     shutil.copytree(Path(args.run)/'weights', out)
-    from g2rpo.training.stored import EvaluationFile, read_sealed
-    evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if file.exists() else {}
     (out/'README.md').write_text(model_card(cfg, evaluation), encoding='utf-8')
     print(f'{out} holds the weights and a card; diffusers opens it.')
     if args.push_to_hub:

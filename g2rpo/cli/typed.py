@@ -23,6 +23,8 @@ def plain_yaml(
 ):               # its value
     "The value of a YAML text without references, of which a short text can make a value of any size."
     import yaml
+    if text.count('[') + text.count('{') > 100:
+        raise ValueError('more than 100 brackets')     # its reader takes ever longer for each
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError('it refers to another of its values by *; write the value')
     return yaml.safe_load(text)
@@ -35,7 +37,7 @@ def parsed_file(
     readers = {'.toml': tomllib.loads, '.json': strict_json, '.yaml': plain_yaml, '.yml': plain_yaml}
     if file.suffix not in readers:
         raise InputError(f'config={str(file)!r} ends in none of {", ".join(readers)}.')
-    text = read_text(file, 'pass a file of values.', limit=2**20)
+    text = read_text(file, 'pass a file of values.', limit=2**17)
     with foreign(f'config={str(file)!r} is not {file.suffix[1:].upper()}'):
         found = readers[file.suffix](text)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['OPEN_CLIP_FILES', 'TOKENIZER_FILES', 'AESTHETIC_FILE', 'ASSETS', 'SCORER_ASSETS', 'Asset', 'assets_dir',
-           'asset_folder', 'read_manifest', 'verify_asset', 'find_asset', 'load_asset_weights', 'convert_asset',
-           'fetch_asset']
+           'asset_folder', 'read_manifest', 'verify_asset', 'find_asset', 'load_asset_weights', 'folder_made',
+           'convert_asset', 'fetch_asset']
 
 # %% ../../nbs/rewards/06_checkpoints.ipynb #cell-02
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
@@ -124,6 +127,32 @@ def load_asset_weights(
         raise InputError(f'{file} is not whole: {error}; run: g2rpo fetch {name}') from error
 
 # %% ../../nbs/rewards/06_checkpoints.ipynb #cell-15
+@contextmanager
+def folder_made(
+    folder: Path,     # that may not be there yet
+) -> Iterator[None]:  # for a `with` block that writes into it
+    "A folder, which is gone again if it was made for what fails inside."
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(made[-1])
+        raise
+
+def _bring(source: AssetFile, given: Path, base: Path, folder: Path, repo: str) -> None:
+    "One published file into the folder of its asset."
+    path = given if given.is_file() and source.gigabytes else base/source.path
+    out = folder/source.local_name
+    if not path.is_file() and not out.is_file():
+        raise InputError(f'{path} does not exist; {repo} has it.')
+    if source.pickled and path.is_file():
+        convert_pickle(source, path, out)
+    elif path.is_file() and path.resolve() != out.resolve():
+        shutil.copyfile(path, out)
+
+# %% ../../nbs/rewards/06_checkpoints.ipynb #cell-16
 def convert_asset(
     name: str,                        # one of `ASSETS`
     given: Path | str,                # folder with the published files, or the file of the weights
@@ -135,23 +164,16 @@ def convert_asset(
     if not given.exists():
         raise InputError(f'{given} does not exist; pass the folder with the files of {asset.repo}, or its weights.')
     base = given if given.is_dir() else given.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in asset.files:
-        path = given if given.is_file() and source.gigabytes else base/source.path
-        out = folder/source.local_name
-        if not path.is_file() and not out.is_file():
-            raise InputError(f'{path} does not exist; {asset.repo} has it.')
-        if source.pickled and path.is_file():
-            convert_pickle(source, path, out)
-        elif path.is_file() and path.resolve() != out.resolve():
-            out.write_bytes(path.read_bytes())
-    names = [source.local_name for source in asset.files]
-    files = {n: dict(size=(folder/n).stat().st_size, sha256=sha256_of(folder/n)) for n in names}
-    write_json(folder/'manifest.json', dict(asset=name, repo=asset.repo, licence=asset.licence,
-                                            revision=revision or asset.revision, files=files), indent=1)
+    with folder_made(folder):
+        for source in asset.files:
+            _bring(source, given, base, folder, asset.repo)
+        names = [source.local_name for source in asset.files]
+        files = {n: dict(size=(folder/n).stat().st_size, sha256=sha256_of(folder/n)) for n in names}
+        write_json(folder/'manifest.json', dict(asset=name, repo=asset.repo, licence=asset.licence,
+                                                revision=revision or asset.revision, files=files), indent=1)
     return folder
 
-# %% ../../nbs/rewards/06_checkpoints.ipynb #cell-17
+# %% ../../nbs/rewards/06_checkpoints.ipynb #cell-18
 def fetch_asset(
     name: str,                        # one of `ASSETS`
     where: Path | str | None = None,  # folder to write; None: the usual one

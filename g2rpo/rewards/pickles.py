@@ -11,6 +11,8 @@ import torch
 from dataclasses import dataclass
 from pathlib import Path
 from ..errors import InputError
+from ..files import check_file
+from ..foreign import foreign
 
 # %% ../../nbs/rewards/05_pickles.ipynb #cell-05
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ def load_pickled_weights(
     "The tensors of a published pickle, opened without running its code."
     if source.sha256 and sha256_of(path) != source.sha256:
         raise InputError(f'{path} is not the published {source.path} (sha256 differs); download it again.')
-    try:
+    check_file(path, f'pass {source.path}.')
+    with foreign(f'{path} cannot be read as weights'):      # whatever a broken pickle raises
         state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:      # whatever a broken pickle raises
-        raise InputError(f'{path} cannot be read as weights: {str(error).splitlines()[0][:200]}') from error
     if source.key:
         state = state.get(source.key) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
+    if not state or not tensors or not all(isinstance(k, str) for k in state):
         under = f' under {source.key!r}' if source.key else ''
         raise InputError(f'{path} does not hold tensors{under}; is it {source.path}?')
     return {k: v.contiguous().clone() for k, v in state.items()}       # safetensors allows no shared memory

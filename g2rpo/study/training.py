@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
-from ..files import file_digest, fsync, write_json
+from ..files import file_digest, fsync
 from ..foreign import foreign
-from ..manifest import check_digests, MANIFEST, Manifest
+from ..manifest import check_digests, MANIFEST, Manifest, read_sealed, write_sealed
 from ..models.weights import check_shapes
-from ..schema import read_as
 from ..training import checkpoint
 from ..training.sharding import full_tensor
 from ..training.config import Config
@@ -62,7 +61,7 @@ def snapshot_manifest(
 ) -> Manifest:      # empty if there is none yet
     "What is listed of the snapshots of a training."
     file = folder/MANIFEST
-    return read_as(Manifest, file, SNAPSHOT_FIX) if file.exists() else dict(made_by={}, files={})
+    return read_sealed(Manifest, file, SNAPSHOT_FIX) if file.exists() else dict(made_by={}, files={})
 
 def has_snapshot(
     home: Path,  # folder of the training
@@ -95,7 +94,7 @@ def save_snapshot(
     listed = snapshot_manifest(file.parent)
     made_by = listed['made_by'] | {file.name: made_by or {}}
     files = listed['files'] | {file.name: file_digest(part)}
-    write_json(file.parent/MANIFEST, dict(made_by=made_by, files=files), indent=1)
+    write_sealed(file.parent/MANIFEST, dict(made_by=made_by, files=files))
     part.replace(file)
     fsync(file.parent)
 

@@ -6,11 +6,13 @@
 __all__ = ['LOOK_AGAIN', 'panel_gains', 'alarm_message', 'read_scores', 'Panel', 'config_panel', 'relative_drift']
 
 # %% ../../nbs/training/14_panel.ipynb #cell-02
+import os
 import torch
 from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
+from ..manifest import read_sealed
 from ..models.tiny import sign_prompts
 from ..rewards.image_stats import image_statistics
 from ..rewards.load import load_rewards
@@ -19,7 +21,7 @@ from .config import Config
 from .sharding import local_tensor
 from .evaluate import Gain, generate, paired_gain
 from .prompts import fingerprint, load_prompts
-from .stored import PanelFile, read_sealed
+from .stored import PanelFile
 
 # %% ../../nbs/training/14_panel.ipynb #cell-05
 def panel_gains(
@@ -103,7 +105,7 @@ class Panel:
     ) -> dict:                # settings and first look, to be stored there
         "Look before training, or read that look from `file`."
         settings = self.settings()
-        if not file or not file.exists():
+        if not file or not os.path.lexists(file):      # a link to nothing is no first look
             self.first = self.look(policy, batch_size)[0]
             return settings | dict(first=self.first)
         stored = read_sealed(PanelFile, file, LOOK_AGAIN)

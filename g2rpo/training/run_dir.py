@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..files import read_json, to_json
 from ..rewards.checkpoints import read_manifest, SCORER_ASSETS
 from .config import Config
+from ..manifest import check_seal
 from ..schema import from_json, refuse_value
 from .evaluate import code_version
 from .stored import read_metrics
@@ -54,6 +55,8 @@ def read_config(
 ) -> tuple[Config, dict]:      # the config, and what the file holds
     "The config of a run, or a refusal that names the file and the key."
     saved = read_json(file, CONFIG_FIX, limit=2**24)
+    if isinstance(saved, dict) and 'sha256' in saved:          # of this file, where `train` wrote it
+        saved = check_seal(saved, file, 'put back the one that the run wrote.')
     try:
         return config_from_dict(saved), saved
     except InputError as error:

@@ -14,12 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from ..core.velocity import Ledger
 from ..errors import InputError
-from ..files import read_json
 from . import checkpoint
 from .distributed import any_rank
 from .evaluate import base_weights, code_version
 from .prompts import fingerprint
-from .run_dir import config_to_dict, MetricsLog, provenance, run_identity
+from .run_dir import config_to_dict, MetricsLog, provenance, read_config, run_identity
 from .split_checkpoint import begin_save, finish_save, is_split, restore_split, split_tensors
 from .stored import METRICS_FIX, read_state
 
@@ -33,7 +32,7 @@ def run_state(
     each = gather_object([mine])
     saved = dict(iteration=run.done, steps=run.state.steps, skips=run.skips)
     saved |= dict(seconds=time.time() - run.began, each=each, metrics_sha256=run.metrics.hash.hexdigest())
-    return saved | provenance(run.accelerator.num_processes, read_json(run.out/'config.json'))
+    return saved | provenance(run.accelerator.num_processes, read_config(run.out/'config.json')[1])
 
 # %% ../../nbs/training/17_saving.ipynb #cell-06
 def weights_origin(

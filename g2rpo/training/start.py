@@ -8,8 +8,8 @@ __all__ = ['resolve_resume', 'check_place', 'say_where', 'check_visible', 'open_
 # %% ../../nbs/training/19_start.ipynb #cell-02
 from pathlib import Path
 from ..errors import InputError
-from ..files import write_json
 from ..foreign import foreign
+from ..manifest import write_sealed
 from . import checkpoint
 from .config import Config
 from .distributed import broadcast, make_accelerator, raise_on_all_ranks
@@ -22,7 +22,7 @@ from .run_dir import (check_config, check_disk_space, config_to_dict, flatten_di
                                     MetricsLog, MUTABLE_FIELDS, read_config, required_bytes)
 from .saving import check_metrics
 from .setup import check_inputs, prepare_training
-from .stored import read_state, write_sealed
+from .stored import read_state
 
 # %% ../../nbs/training/19_start.ipynb #cell-05
 def resolve_resume(
@@ -99,7 +99,7 @@ def open_run_dir(
     writes = out and accelerator.is_main_process
     config = config_to_dict(run.cfg, run.rewards, fingerprint(run.prompts)) | dict(processes=accelerator.num_processes)
     if writes:
-        write_json(out/'config.json', config, indent=1)
+        write_sealed(out/'config.json', config)
         if not place:
             (out/'speed.jsonl').unlink(missing_ok=True)
     accelerator.wait_for_everyone()

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['Numbers', 'PER_REWARD', 'METRICS_FIX', 'MetricsRow', 'SpeedRow', 'check_metrics_row', 'whole_lines', 'read_metrics',
-           'read_speed', 'write_sealed', 'read_sealed', 'PanelFile', 'GainFile', 'EvaluationFile', 'ProcessState',
-           'CheckpointState', 'read_state']
+           'read_speed', 'PanelFile', 'GainFile', 'EvaluationFile', 'ProcessState', 'CheckpointState', 'read_state']
 
 # %% ../../nbs/training/21_stored.ipynb #cell-02
-import hashlib
 from pathlib import Path
 from typing import NotRequired, TypedDict
 from ..errors import first_line, InputError
-from ..files import read_bytes, strict_json, to_json, unreadable, write_json
+from ..files import read_bytes, strict_json, unreadable
 from ..schema import from_json, read_as, refuse_value
 
 # %% ../../nbs/training/21_stored.ipynb #cell-05
@@ -120,29 +118,6 @@ def read_speed(
     return rows
 
 # %% ../../nbs/training/21_stored.ipynb #cell-10
-def _seal(value: dict) -> str:
-    return hashlib.sha256(to_json({key: v for key, v in value.items() if key != 'sha256'}).encode()).hexdigest()
-
-def write_sealed(
-    path: Path,   # file to write
-    value: dict,  # what it is to hold
-) -> Path:        # the file
-    "Write a dictionary as JSON, with its hash."
-    value = strict_json(to_json(value))          # as it will be read
-    return write_json(path, value | dict(sha256=_seal(value)), indent=1)
-
-def read_sealed(
-    kind,        # TypedDict of what it holds
-    path: Path,  # file that `write_sealed` wrote
-    fix: str,    # what to do if it is damaged
-) -> dict:       # what it holds
-    "Read a file with its hash, or refuse it in one line."
-    found = read_as(kind, path, fix)
-    if found.pop('sha256') != _seal(found):
-        raise InputError(f'{path} was changed since it was written (sha256 differs); {fix}')
-    return found
-
-# %% ../../nbs/training/21_stored.ipynb #cell-11
 class PanelFile(TypedDict):
     "`panel.json`: the first look at the held-out panel."
     prompts_sha256: str                    # of its prompts
@@ -178,7 +153,7 @@ class EvaluationFile(TypedDict):
     gains: dict[str, GainFile]   # scorer → gain
     sha256: str                  # of all else
 
-# %% ../../nbs/training/21_stored.ipynb #cell-14
+# %% ../../nbs/training/21_stored.ipynb #cell-13
 class ProcessState(TypedDict):
     "What a checkpoint keeps of a process."
     random: dict        # library → state of its generators
