@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'NothingToLearn', 'one_of', 'at_least', 'above', 'at_most', 'all_finite', 'one_line',
-           'first_line']
+           'first_line', 'command_typed', 'for_caller', 'setting']
 
 # %% ../nbs/00_errors.ipynb #cell-02
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 
 # %% ../nbs/00_errors.ipynb #cell-04
@@ -85,3 +87,29 @@ def first_line(
     "What an exception is, for the message of another."
     said = next((line for line in str(error).split('\n') if line.strip()), '')
     return f'{type(error).__name__}: {one_line(said, width)}' if said else type(error).__name__
+
+# %% ../nbs/00_errors.ipynb #cell-14
+_caller = dict(typed=False)      # whether a command was typed
+
+@contextmanager
+def command_typed() -> Iterator[None]:   # for a `with` block
+    "What is said within it is said to somebody who typed a command."
+    before, _caller['typed'] = _caller['typed'], True
+    try:
+        yield
+    finally:
+        _caller['typed'] = before
+
+def for_caller(
+    typed: str,    # such as --resume
+    python: str,   # such as resume='latest'
+) -> str:          # one of them
+    "How the caller writes something."
+    return typed if _caller['typed'] else python
+
+def setting(
+    name: str,  # of an option, such as grad_batch_size
+    value,      # what it should be
+) -> str:       # --grad-batch-size 1, or grad_batch_size=1
+    "How the caller sets an option."
+    return for_caller(f'--{name.replace("_", "-")} {value}', f'{name}={value!r}')

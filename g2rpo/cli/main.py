@@ -16,7 +16,7 @@ from .experiments import init_command, repro_command
 from .flags import build_parser
 from .report import report_command
 from .share import export_command, sample_command
-from ..errors import InputError, one_line, RunStopped
+from ..errors import command_typed, InputError, one_line, RunStopped
 from ..foreign import say_error
 from ..schema import has_halves
 
@@ -67,7 +67,8 @@ def main(
         check_typed(args)
         if args.debug:
             os.environ['G2RPO_DEBUG'] = '1'       # of the processes that this one starts, too
-        return COMMANDS[args.command](args) or 0
+        with command_typed():
+            return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt:
         print('g2rpo: stopped by hand.', file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from ..errors import InputError, RunStopped
+from ..errors import for_caller, InputError, RunStopped
 from ..foreign import foreign, ForeignFailed
 from ..phases import phase
 from .config import Config
@@ -113,7 +113,8 @@ def lost_process(
     return LostProcess(
         f'process {accelerator.process_index} waited for another one that is gone or did not answer within '
         f'ddp_timeout seconds; the last checkpoint is of iteration {saved}. '
-        f'Go on with the same command and --resume. ({str(error).splitlines()[0][:200]})')
+        f'''{for_caller("Go on with the same command and --resume.", "Go on with resume='latest'.")} '''
+        f'({str(error).splitlines()[0][:200]})')
 
 # %% ../../nbs/training/04_distributed.ipynb #cell-19
 def accelerator_handlers(

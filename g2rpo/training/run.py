@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from ..core.velocity import Ledger
-from ..errors import RunStopped
+from ..errors import for_caller, RunStopped
 from ..files import append_jsonl
 from ..foreign import ForeignFailed, within_run
 from ..phases import phase, PhaseTimer, timing
@@ -169,7 +169,8 @@ def on_train_end(
         return
     text = f'Stopped by {stop.requested} after {run.done} of {run.cfg.iterations} iterations.'
     if keeps and run.saved:
-        text += f' Go on with the same command and --resume; the last checkpoint is of iteration {run.saved}.'
+        how = for_caller('the same command and --resume', "resume='latest'")
+        text += f' Go on with {how}; the last checkpoint is of iteration {run.saved}.'
     print(text)
 
 def finish_run(

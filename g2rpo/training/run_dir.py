@@ -7,7 +7,7 @@ __all__ = ['RECORDED_KEYS', 'CONFIG_FIX', 'MUTABLE_FIELDS', 'NO_LOCKS', 'RECORDE
            'read_config', 'flatten_dict', 'check_config', 'config_hash', 'run_identity', 'MetricsLog', 'required_bytes',
            'check_disk_space', 'take_lock', 'lock_run_dir', 'provenance']
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-02
+# %% ../../nbs/training/09_run_dir.ipynb #cell-03
 import errno
 import hashlib
 import json
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from ..errors import InputError
+from ..errors import for_caller, InputError
 from ..files import read_json, to_json
 from ..rewards.checkpoints import read_manifest, SCORER_ASSETS
 from .config import Config
@@ -27,7 +27,7 @@ from ..schema import from_json, refuse_value
 from .evaluate import code_version
 from .stored import read_metrics
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-05
+# %% ../../nbs/training/09_run_dir.ipynb #cell-06
 def config_to_dict(
     cfg: Config,              # the run's values
     rewards: Iterable[str],   # names of its rewards, in their order
@@ -62,7 +62,7 @@ def read_config(
     except InputError as error:
         raise refuse_value(file, error, CONFIG_FIX) from error
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-08
+# %% ../../nbs/training/09_run_dir.ipynb #cell-09
 MUTABLE_FIELDS = (   # fields of `Config` that may be overridden when a run is resumed
     'iterations', 'lr', 'batch_size', 'offload', 'cache', 'attention', 'compiled', 'checkpointing', 'shard',
     'save_every', 'keep', 'ddp_timeout', 'skips', 'panel_every', 'panel_stop', 'tracker')
@@ -95,10 +95,10 @@ def check_config(
             continue
         fix = f'leave it at {was}, or start another run'
         if key in MUTABLE_FIELDS:
-            fix = f'say --override {key}={wanted}, or leave it'
+            fix = f'say {for_caller(f"--override {key}={wanted}", f"override=[{key!r}]")}, or leave it'
         raise InputError(f'{out} was started with {key}={was} and is to go on with {key}={wanted}; {fix}.')
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-09
+# %% ../../nbs/training/09_run_dir.ipynb #cell-10
 def config_hash(
     config: dict,            # `config.json` of a run
     leave_out=('processes',) # keys that do not count
@@ -113,7 +113,7 @@ def run_identity(
     "The hash of what cannot change within a run."
     return config_hash(config, ('processes', *MUTABLE_FIELDS))
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-12
+# %% ../../nbs/training/09_run_dir.ipynb #cell-13
 class MetricsLog:
     "The file `metrics.jsonl` of a run, and its rows."
     def __init__(
@@ -166,7 +166,7 @@ class MetricsLog:
             self.written, self.waiting = self.written + len(self.waiting), b''
         return not self.waiting
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-15
+# %% ../../nbs/training/09_run_dir.ipynb #cell-16
 def required_bytes(
     trained: int,    # bytes of the trained parameters
     cfg: Config,     # whether and how many checkpoints are kept
@@ -197,7 +197,7 @@ def check_disk_space(
         raise InputError(f'out={str(out)!r} has {free/2**30:.2f} GiB free, and checkpoints and weights will need '
                          f'{needed/2**30:.2f} GiB; free some, lower keep, or save to another disk.')
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-17
+# %% ../../nbs/training/09_run_dir.ipynb #cell-18
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)   # what a file system without locks answers
 
 def take_lock(
@@ -226,7 +226,7 @@ def lock_run_dir(
         raise InputError(f'out={str(out)!r} is in use by a run that is still alive; end that one first.')
     return lock
 
-# %% ../../nbs/training/09_run_dir.ipynb #cell-23
+# %% ../../nbs/training/09_run_dir.ipynb #cell-24
 RECORDED_PACKAGES = ('torch', 'diffusers', 'transformers', 'accelerate', 'peft', 'safetensors', 'numpy')
 
 def provenance(

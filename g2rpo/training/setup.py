@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from safetensors import SafetensorError
 from ..core.noise import start_noise
-from ..errors import InputError
+from ..errors import for_caller, InputError
 from ..models.loading import DTYPES, set_compute, wrap_pipeline
 from ..models.weights import make_trainable, reference_velocity, save_weights
 from ..rewards.load import load_rewards
@@ -202,4 +202,4 @@ def release_policy(
         save_weights(policy, out/'weights', accelerator.is_main_process, made_by)
     except (OSError, SafetensorError) as error:
         warnings.warn(f'{out/"weights"} could not be written ({error}); '
-                      'they are in the last checkpoint, and --resume writes them.')
+                      f'they are in the last checkpoint, and {for_caller("--resume", "resume")} writes them.')

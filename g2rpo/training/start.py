@@ -7,7 +7,7 @@ __all__ = ['resolve_resume', 'check_place', 'say_where', 'check_visible', 'open_
 
 # %% ../../nbs/training/19_start.ipynb #cell-02
 from pathlib import Path
-from ..errors import InputError
+from ..errors import for_caller, InputError
 from ..foreign import foreign
 from ..manifest import write_sealed
 from . import checkpoint
@@ -41,8 +41,8 @@ def resolve_resume(
     begun = (out/'metrics.jsonl').exists() or checkpoint.saved_iterations(out/'checkpoints')
     if not resume:
         if begun or (out/'config.json').exists():
-            raise InputError(f'out={str(out)!r} already holds a run; '
-                             'go on with it by --resume, or choose another folder.')
+            how = for_caller('--resume', "resume='latest'")
+            raise InputError(f'out={str(out)!r} already holds a run; go on with it by {how}, or choose another folder.')
         return None
     if not (out/'config.json').exists():
         if begun:
@@ -134,8 +134,9 @@ def _lock_unchanged(out: Path, before: tuple) -> object:
     lock = lock_run_dir(out)
     if run_files(out) != before:
         lock.release()
+        how = for_caller('--resume', "resume='latest'")
         raise InputError(f'out={str(out)!r} was changed by another run while this one was loading; '
-                         'go on with that one by --resume, or choose another folder.')
+                         f'go on with that one by {how}, or choose another folder.')
     return lock
 
 # %% ../../nbs/training/19_start.ipynb #cell-11

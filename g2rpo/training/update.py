@@ -14,7 +14,7 @@ from ..core.advantage import transition_mask
 from ..core.batches import group_by_state
 from ..core.rollout import Rollout
 from ..core.velocity import eagerly, Ledger
-from ..errors import RunStopped
+from ..errors import RunStopped, setting
 from ..phases import phase
 from ..rewards.protocol import call_reward
 from .config import Config
@@ -137,12 +137,12 @@ def suspect_operation(
         with torch.no_grad():
             return not torch.equal(policy.velocity(batch.x, sigma, batch.cond), with_gradient)
     if not differs():
-        return 'a batch that was composed otherwise: matrix products depend on its size; try --grad-batch-size 1'
+        return 'a batch composed otherwise: matrix products depend on its size; try ' + setting('grad_batch_size', 1)
     with sdpa_kernel(SDPBackend.MATH):
         plain = differs()
     if plain:
-        return 'matrix products or normalisation; try --precision no'
-    return 'attention; try --attention _native_math'
+        return 'matrix products or normalisation; try ' + setting('precision', 'no')
+    return 'attention; try ' + setting('attention', '_native_math')
 
 # %% ../../nbs/training/12_update.ipynb #cell-15
 def check_first_ratio(

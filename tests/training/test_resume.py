@@ -88,7 +88,7 @@ def test_an_earlier_checkpoint_by_name(go, tmp_path):
 def test_another_config_is_refused_with_its_keys(go, tmp_path):
     go(tmp_path/'a', 1, reward=left_of_right)
     changed = ((dict(seed=3), 'seed=0'), (dict(method=METHODS['e_grpo']), 'method.'),
-               (dict(lr=1.), 'say --override lr'), (dict(T=5), 'T=4'))
+               (dict(lr=1.), r"say override=\['lr'\]"), (dict(T=5), 'T=4'))
     for change, message in changed:
         with pytest.raises(InputError, match=message):
             go(tmp_path/'a', 1, **change, resume='latest')

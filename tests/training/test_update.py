@@ -94,7 +94,7 @@ def test_attention_is_suspected_where_it_is_to_blame(mini, policy, monkeypatch):
         fused = torch.backends.cuda.flash_sdp_enabled() and torch.is_grad_enabled()
         return attend(*args, **options)*(1.001 if fused else 1.)
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', chosen)
-    with pytest.raises(RunStopped, match='Suspect attention; try --attention _native_math'):
+    with pytest.raises(RunStopped, match="Suspect attention; try attention='_native_math'"):
         train(small(mini), left_of_right, PROMPTS, policy=policy)
 
 def test_the_embedded_model_in_bf16():
