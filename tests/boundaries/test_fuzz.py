@@ -115,6 +115,7 @@ def outcome(reader, wanted):
     return 'earlier'
 
 
+@pytest.mark.slow
 def test_damaged_runs(bench, tmp_path, monkeypatch):
     monkeypatch.chdir(bench.folder)
     run, draw, seen = tmp_path / 'run', random.Random(0), []
@@ -134,6 +135,7 @@ def test_damaged_runs(bench, tmp_path, monkeypatch):
     assert len(seen) >= 1200 and not quiet, quiet[:5]
 
 
+@pytest.mark.slow
 def test_damaged_models(bench, tmp_path):
     "A model with a manifest, as the embedded one: everything is refused."
     model, draw, seen = tmp_path / 'model', random.Random(1), 0
