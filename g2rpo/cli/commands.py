@@ -87,6 +87,7 @@ def calibrate_command(args) -> None:  # args: what argparse found
     from g2rpo.training.config import open_policy
     from g2rpo.training.evaluate import measured_by
     from g2rpo.training.prompts import load_prompts
+    from g2rpo.training.run_dir import check_disk_space
     if Path(args.out).exists():
         raise InputError(f'out={args.out!r} exists; choose another file.')
     if len(cfg.rewards) != 1:
@@ -97,7 +98,9 @@ def calibrate_command(args) -> None:  # args: what argparse found
     def watch(n, psi):
         values = ' '.join(f'{p:.2f}' for p in psi.tolist())
         print(f'round {n + 1}/{calibration.rounds}  ψ {values}', flush=True)
-    result = calibrate(open_policy(cfg, device), reward, prompts, calibration, cfg.batch_size, watch)
+    policy = open_policy(cfg, device)
+    check_disk_space(Path(args.out).parent, 0)         # before what takes hours
+    result = calibrate(policy, reward, prompts, calibration, cfg.batch_size, watch)
     about = dict(model=cfg.model, reward=cfg.rewards[0]) | measured_by(cfg, rewards, time.time() - began)
     save_calibration(result | about, args.out)
     values = [round(v, 3) for v in result['values']]

@@ -77,11 +77,13 @@ def evaluate_command(args) -> None:  # args: what argparse found
     from g2rpo.rewards.load import load_rewards
     from g2rpo.training.config import open_policy
     from g2rpo.training.evaluate import evaluate, generate, measured_by, paired_gain
+    from g2rpo.training.run_dir import check_disk_space
     scorers = load_rewards(args.scorers or cfg.rewards, device)
     protocol, policy = evaluation_protocol(args, cfg, scorers, device), open_policy(cfg, device)
     def look():
         first = list(protocol.prompts[:8])
         return evaluate(policy, protocol, scorers, cfg.batch_size), generate(policy, first, protocol.seeds[0], args.T)
+    check_disk_space(Path(args.out or args.run), 0)     # before what takes hours
     base, before = look()
     load_weights(policy, Path(args.run)/'weights', signed=True)
     tuned, after = look()

@@ -24,6 +24,7 @@ def sampled_prompts(args, cfg) -> list[str]:  # args: what argparse found; cfg: 
     where = args.prompts or cfg.prompts
     return (sign_prompts('test') if where == 'tiny' else load_prompts(where, ()))[:args.n]
 
+# %% ../../nbs/cli/08_share.ipynb #cell-06
 def sample_command(args) -> None:  # args: what argparse found
     "`g2rpo sample`."
     cfg, out = evaluated_config(args), Path(args.out or Path(args.run)/'samples')
@@ -49,7 +50,7 @@ def sample_command(args) -> None:  # args: what argparse found
     to_pil(both[None])[0].save(out/'side_by_side.png')
     print(f'{2*len(base)} pictures and side_by_side.png, base above tuned, are in {out}')
 
-# %% ../../nbs/cli/08_share.ipynb #cell-07
+# %% ../../nbs/cli/08_share.ipynb #cell-08
 LICENCES = {   # base model → its licence, which what is trained from it inherits; others: that of the base model
     'tiny': 'apache-2.0', 'black-forest-labs/FLUX.1-dev': 'flux-1-dev-non-commercial-license',
     'black-forest-labs/FLUX.1-schnell': 'apache-2.0',
@@ -67,7 +68,7 @@ def snippet(
     return (f"from diffusers import AutoModel, DiffusionPipeline\ntuned = AutoModel.from_pretrained('THIS_FOLDER')\n"
             f"pipe = DiffusionPipeline.from_pretrained('{model}', transformer=tuned)")
 
-# %% ../../nbs/cli/08_share.ipynb #cell-08
+# %% ../../nbs/cli/08_share.ipynb #cell-09
 def model_card(
     cfg,                # `Config` of the run
     evaluation: dict,   # of `evaluation.json`; empty: there was none
@@ -106,7 +107,7 @@ Trained with `g2rpo` for {cfg.iterations} iterations on {", ".join(cfg.rewards)}
 ```
 '''
 
-# %% ../../nbs/cli/08_share.ipynb #cell-09
+# %% ../../nbs/cli/08_share.ipynb #cell-10
 def export_command(args) -> None:  # args: what argparse found
     "`g2rpo export`."
     cfg, out = evaluated_config(args), Path(args.out)

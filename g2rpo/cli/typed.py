@@ -29,6 +29,7 @@ def plain_yaml(
         raise ValueError('it refers to another of its values by *; write the value')
     return yaml.safe_load(text)
 
+# %% ../../nbs/cli/03_typed.ipynb #cell-06
 def parsed_file(
     file: Path,   # TOML, YAML or JSON, by its ending
 ) -> dict:        # what it holds
@@ -44,6 +45,7 @@ def parsed_file(
         raise InputError(f'config={str(file)!r} holds no names with values.')
     return found
 
+# %% ../../nbs/cli/03_typed.ipynb #cell-07
 def field_values(
     found: dict,   # name → value, as a file has them
     fields,        # `FieldInfo`s that it may name
@@ -64,7 +66,7 @@ def field_values(
             raise InputError(f'{where}: {name}={value!r}: {error}.') from error
     return out
 
-# %% ../../nbs/cli/03_typed.ipynb #cell-06
+# %% ../../nbs/cli/03_typed.ipynb #cell-08
 def config_file(
     args,                      # what argparse found
 ) -> tuple[dict, dict]:        # values of the run and of its method; empty without --config
@@ -79,7 +81,7 @@ def config_file(
     row = dict(method=method.pop('name')) if 'name' in method else {}
     return field_values(found | row, CONFIG_FIELDS, where), field_values(method, METHOD_FIELDS, where)
 
-# %% ../../nbs/cli/03_typed.ipynb #cell-08
+# %% ../../nbs/cli/03_typed.ipynb #cell-10
 def named_method(
     row: str,   # in `METHODS`, or module:ROW
 ):              # a `Method`
@@ -94,7 +96,7 @@ def named_method(
         raise InputError(f'method={row!r} is a {type(found).__name__} and not a Method.')
     return found
 
-# %% ../../nbs/cli/03_typed.ipynb #cell-09
+# %% ../../nbs/cli/03_typed.ipynb #cell-11
 def typed_values(
     args,     # what argparse found
     fields,   # `FieldInfo`s
@@ -120,7 +122,7 @@ def typed_config(args):  # args: what argparse found
     named = dict(preset='tiny') | config_file(args)[0] | vars(args)
     return changed_config(PRESETS[one_of('preset', named['preset'], PRESETS)](), args)
 
-# %% ../../nbs/cli/03_typed.ipynb #cell-15
+# %% ../../nbs/cli/03_typed.ipynb #cell-17
 def overridden_values(args) -> dict:  # args: what argparse found
     "`--override KEY=VALUE` as values of the config."
     known, out = {field.name: converter(field.annotation) for field in CONFIG_FIELDS}, {}

@@ -57,6 +57,7 @@ def resolve_resume(
         check_place(place, now, out)
     return place
 
+# %% ../../nbs/training/19_start.ipynb #cell-06
 def check_place(
     place: Path,   # a whole checkpoint in the folder of a run
     config: dict,  # of the run, as `config_to_dict` gives it
@@ -69,6 +70,7 @@ def check_place(
     check_config(saved['config'], config, place, MUTABLE_FIELDS)
     check_metrics(MetricsLog(out/'metrics.jsonl', saved['iteration'], False), saved)
 
+# %% ../../nbs/training/19_start.ipynb #cell-07
 def say_where(
     out: Path,            # folder of the run
     place: Path | None,   # what `resolve_resume` found there
@@ -89,7 +91,7 @@ def check_visible(
         raise InputError(f'this process does not see the checkpoint {place}; '
                          'out must be a folder that all processes share.')
 
-# %% ../../nbs/training/19_start.ipynb #cell-09
+# %% ../../nbs/training/19_start.ipynb #cell-11
 def open_run_dir(
     run: Run,             # with its folder locked
     place: Path | None,   # the checkpoint to go on from
@@ -121,7 +123,7 @@ def open_run_dir(
         with foreign(f'tracker={run.cfg.tracker!r} cannot be used'):
             accelerator.init_trackers('g2rpo', scalars)
 
-# %% ../../nbs/training/19_start.ipynb #cell-10
+# %% ../../nbs/training/19_start.ipynb #cell-12
 def run_files(
     out: Path,  # folder of a run, or one that is not there
 ) -> tuple:     # bytes of its metrics (None without any), iterations of its checkpoints
@@ -139,7 +141,7 @@ def _lock_unchanged(out: Path, before: tuple) -> object:
                          f'go on with that one by {how}, or choose another folder.')
     return lock
 
-# %% ../../nbs/training/19_start.ipynb #cell-11
+# %% ../../nbs/training/19_start.ipynb #cell-13
 def setup_run(
     cfg: Config,                  # the run's values
     policy,                       # what is trained

@@ -75,7 +75,7 @@ def typed_values():
         yield from ((name, value) for value in values)
 
 
-@pytest.mark.parametrize('flag, value', typed_values())
+@pytest.mark.parametrize('flag, value', [*typed_values()])
 def test_numbers(here, tmp_path, capfd, flag, value):
     refused(capfd, [*here.train, '--out', str(tmp_path / 'out'), f'{flag}={value}'], tmp_path)
 
@@ -518,6 +518,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('what', MODELS)
 def test_model_folders(here, tmp_path, capfd, what):
     model = Path(shutil.copytree(here.mini, tmp_path / 'model', copy_function=os.link))
