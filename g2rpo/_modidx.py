@@ -1597,6 +1597,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'g2rpo/training/run_dir.py'),
                                         'g2rpo.training.run_dir.check_disk_space': ( 'training/run_dir.html#check_disk_space',
                                                                                      'g2rpo/training/run_dir.py'),
+                                        'g2rpo.training.run_dir.check_override': ( 'training/run_dir.html#check_override',
+                                                                                   'g2rpo/training/run_dir.py'),
                                         'g2rpo.training.run_dir.config_from_dict': ( 'training/run_dir.html#config_from_dict',
                                                                                      'g2rpo/training/run_dir.py'),
                                         'g2rpo.training.run_dir.config_hash': ( 'training/run_dir.html#config_hash',

@@ -51,7 +51,7 @@ def reading_order() -> list[tuple[str, list[Path]]]:
     top = sorted(NBS.glob('*.ipynb'))
     numbered = [f for f in top if f.stem[0].isdigit()]
     rank = {name: n for n, name in enumerate(EXPERIMENTS)}
-    start = [NBS/f'{name}.ipynb' for name in START]
+    start = sorted((f for f in top if f.stem in START), key=lambda f: START.index(f.stem))
     rest = [f for f in top if f not in (*numbered, *start)]
     rest.sort(key=lambda f: rank.get(f.stem, len(rank)))
     folders = [sorted((NBS/folder).glob('*.ipynb')) for folder in FOLDERS]

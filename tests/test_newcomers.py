@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -69,12 +68,18 @@ def test_wheel_and_own_code(clone, wheel_site):
         run(command, *words, cwd=work)
     assert {f.name for f in (work/'runs'/'a').iterdir()} >= {'report.html', 'evaluation.json', 'samples', 'weights'}
 
-def test_wheel_and_experiment(wheel_site):
-    "An experiment without a clone."
-    command = wheel_site/'env'/'bin'/'g2rpo'
+def test_wheel_and_experiment(clone, wheel_site):
+    "An experiment without a clone; what is missing is said with the command that brings it."
+    command, mine = wheel_site/'env'/'bin'/'g2rpo', wheel_site/'mine'
     assert 'repro main_table' in run(command, 'init', 'mine', cwd=wheel_site)
-    done = subprocess.run([command, 'repro', 'ablation_lambda', '--preset', 'smoke'], cwd=wheel_site/'mine',
-                          capture_output=True, text=True)
+    def repro():
+        return subprocess.run([command, 'repro', 'ablation_lambda', '--preset', 'smoke'], cwd=mine,
+                              capture_output=True, text=True)
+    refused = repro()
+    missing = refused.stderr.strip().splitlines()[-1].partition('run: pip ')[2]
+    assert refused.returncode == 2 and missing.endswith('rapidocr-onnxruntime')
+    run(command.with_name('pip'), *missing.split(), '-c', clone/'constraints.txt', cwd=wheel_site)
+    done = repro()
     assert done.returncode in (0, 3), done.stderr
-    assert Path(wheel_site/'mine'/'runs'/'results'/'ablation_lambda_smoke.json').exists()
+    assert (mine/'runs'/'results'/'ablation_lambda_smoke.json').exists()
     run(command, 'demo', '--iterations', 1, '--eval-prompts', 4, cwd=wheel_site)

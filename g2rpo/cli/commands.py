@@ -37,7 +37,7 @@ def print_diagnosis(
     from g2rpo.plan.doctor import diagnose, report_text
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise InputError(f'WORLD_SIZE={os.environ["WORLD_SIZE"]}: the doctor looks at one machine in one process; '
-                         'run it without a launcher, `g2rpo doctor` with --processes.')
+                         f'run it without a launcher: g2rpo doctor --processes {os.environ["WORLD_SIZE"]}')
     if processes is not None and processes < 1:
         raise InputError(f'processes={processes} must be at least 1.')
     device = torch.device(device_of(args))

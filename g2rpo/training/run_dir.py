@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORDED_KEYS', 'CONFIG_FIX', 'MUTABLE_FIELDS', 'NO_LOCKS', 'RECORDED_PACKAGES', 'config_to_dict', 'config_from_dict',
-           'read_config', 'flatten_dict', 'check_config', 'config_hash', 'run_identity', 'MetricsLog', 'required_bytes',
-           'check_disk_space', 'take_lock', 'lock_run_dir', 'provenance']
+           'read_config', 'flatten_dict', 'check_override', 'check_config', 'config_hash', 'run_identity', 'MetricsLog',
+           'required_bytes', 'check_disk_space', 'take_lock', 'lock_run_dir', 'provenance']
 
 # %% ../../nbs/training/09_run_dir.ipynb #cell-03
 import errno
@@ -77,6 +77,14 @@ def flatten_dict(
         out |= flatten_dict(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
     return out
 
+def check_override(
+    override: Iterable[str],   # names of fields
+) -> None:
+    "Refuse fields that cannot change within a run."
+    for key in override:
+        if key not in MUTABLE_FIELDS:
+            raise InputError(f'override={key!r} cannot change within a run; only {", ".join(MUTABLE_FIELDS)} can.')
+
 def check_config(
     saved: dict,                    # `config.json` of the run
     now: dict,                      # `config_to_dict` of the config it is to go on with
@@ -84,9 +92,7 @@ def check_config(
     override: Iterable[str] = (),   # fields that may differ, among `MUTABLE_FIELDS`
 ) -> None:
     "Refuse to go on with a run whose config differs, except in the fields of `override`."
-    wrong = [key for key in override if key not in MUTABLE_FIELDS]
-    if wrong:
-        raise InputError(f'override={wrong[0]!r} cannot change within a run; only {", ".join(MUTABLE_FIELDS)} can.')
+    check_override(override)
     then = flatten_dict({key: value for key, value in saved.items() if key != 'processes'})
     now = flatten_dict(now)
     for key in sorted((then.keys() | now.keys()) - set(override)):

@@ -18,8 +18,10 @@ from .metrics import forward_flops
 from .panel import Panel
 from .prompts import fingerprint
 from .run import Run
-from .run_dir import (check_config, check_disk_space, config_to_dict, flatten_dict, lock_run_dir,
-                                    MetricsLog, MUTABLE_FIELDS, read_config, required_bytes)
+from g2rpo.training.run_dir import (
+    check_config, check_disk_space, check_override, config_to_dict,
+    flatten_dict, lock_run_dir, MetricsLog, MUTABLE_FIELDS, read_config,
+    required_bytes)
 from .saving import check_metrics
 from .setup import check_inputs, prepare_training
 from .stored import read_state
@@ -34,6 +36,7 @@ def resolve_resume(
     override,              # fields of `Config` that may differ
 ) -> Path | None:          # folder of a checkpoint; None to begin
     "The checkpoint to go on from; refuses a folder that is taken, and a run of another config."
+    check_override(override)
     if out is None:
         if resume:
             raise InputError(f'resume={resume!r} needs the folder of the run in out.')
