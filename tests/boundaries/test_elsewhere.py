@@ -29,17 +29,14 @@ UNIX_SIGNALS = (
     'pthread_sigmask',
 )
 
-
 def test_nothing_imports_what_only_unix_has():
     found = re.compile(rf'^\s*(?:import|from)\s+({"|".join(UNIX_ONLY)})\b', re.M)
     assert [(f.name, m) for f in (ROOT / 'g2rpo').rglob('*.py') for m in found.findall(f.read_text())] == []
-
 
 def test_signals_are_asked_for():
     "A signal that Windows lacks is not named but by `getattr`."
     lacking = re.compile(rf'signal\.({"|".join(UNIX_SIGNALS)})\b')
     assert [(f.name, m) for f in (ROOT / 'g2rpo').rglob('*.py') for m in lacking.findall(f.read_text())] == []
-
 
 ELSEWHERE = f'''
 import builtins, importlib, os, pkgutil, signal, sys
@@ -62,22 +59,18 @@ from g2rpo.cli.main import main
 assert main(["--device"]) == 2
 '''
 
-
 def elsewhere(more, folder):
     done = subprocess.run([sys.executable, '-c', ELSEWHERE + more], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
-
 def test_every_module_is_imported_elsewhere(tmp_path):
     elsewhere('', tmp_path)
-
 
 @pytest.mark.slow
 def test_the_demo_runs_elsewhere(tmp_path):
     words = ['demo', '--iterations', '2', '--eval-prompts', '4', '--out', 'demo']
     elsewhere(f'assert main({words}) == 0', tmp_path)
     assert (tmp_path / 'demo' / 'result.json').exists()
-
 
 EMPTY = dict(
     code='0.1.0',
@@ -95,11 +88,9 @@ EMPTY = dict(
     seconds=0.0,
 )
 
-
 def add_some(file, writer, n):
     for i in range(n):
         add_records(file, [EMPTY | dict(name=f'row{writer}', key=f'{writer}-{i}')])
-
 
 def test_writers_of_records_lose_none(tmp_path):
     "Four processes add records to one collection at once."

@@ -25,7 +25,6 @@ from g2rpo.training.stored import EvaluationFile, PanelFile
 LEFT_OUT = ('speed.jsonl', 'run.lock')
 REGIONS = 40  # of a file, in each of which a bit is flipped
 
-
 def mutations(raw, draw):
     "(name, bytes, or None for what is no file) of a file's content."
     n = len(raw)
@@ -44,7 +43,6 @@ def mutations(raw, draw):
         yield f'swap {a} {b} {c}', raw[:a] + raw[b:c] + raw[a:b] + raw[c:]
     yield from dict(empty=b'', twice=raw * 2, zeros=bytes(n), gone=None, folder=None, link=None).items()
 
-
 def damage(file, name, content):
     "Put a mutation in the place of a file."
     if file.is_dir():
@@ -57,10 +55,8 @@ def damage(file, name, content):
     elif name == 'link':
         file.symlink_to('nowhere')
 
-
 def values(policy):
     return [p.detach().clone() for p in policy.pipe.transformer.parameters()]
-
 
 class Readers:
     "What the package does first with the folder of a run: evaluate, resume, report, export."
@@ -88,7 +84,6 @@ class Readers:
     def export(self):
         return read_sealed(EvaluationFile, self.run / 'evaluation.json', 'evaluate again')
 
-
 USED_BY = {  # beginning of a file's path → readers that use it
     'config.json': ('evaluate', 'resume', 'report'),
     'metrics.jsonl': ('resume', 'report'),
@@ -97,7 +92,6 @@ USED_BY = {  # beginning of a file's path → readers that use it
     'weights': ('evaluate', 'report'),
     'checkpoints': ('resume',),
 }
-
 
 def outcome(reader, wanted):
     "refused, same, or earlier: what became of a damage."
@@ -113,7 +107,6 @@ def outcome(reader, wanted):
     passed_over = [w for w in said if 'is passed over' in str(w.message)]
     assert passed_over and isinstance(found, str) and found < wanted, 'other numbers, and nothing was said'
     return 'earlier'
-
 
 @pytest.mark.slow
 def test_damaged_runs(bench, tmp_path, monkeypatch):
@@ -132,9 +125,8 @@ def test_damaged_runs(bench, tmp_path, monkeypatch):
         damage(file, 'whole', raw)
     assert {name: getattr(readers, name)() for name in wanted} == wanted
     same = [s for s in seen if s[-1] == 'same' and s[2] == 'evaluate' and s[0].startswith('weights/')]
-    quiet = [s for s in same if 'manifest' not in s[0]]      # whose blanks may change: its values are sealed
+    quiet = [s for s in same if 'manifest' not in s[0]]  # whose blanks may change: its values are sealed
     assert len(seen) >= 1200 and not quiet, quiet[:5]
-
 
 @pytest.mark.slow
 def test_damaged_models(bench, tmp_path):
@@ -143,7 +135,7 @@ def test_damaged_models(bench, tmp_path):
     shutil.copytree(bench.mini, model)
     write_manifest(model, dict(run='a'))
     check_folder(model, 'm')
-    files = [f for f in sorted(model.rglob('*')) if f.is_file() and f.name != 'manifest.json']   # sealed, seen above
+    files = [f for f in sorted(model.rglob('*')) if f.is_file() and f.name != 'manifest.json']  # sealed, seen above
     for file in files:
         raw = file.read_bytes()
         for name, content in mutations(raw, draw):

@@ -30,7 +30,6 @@ anything = st.recursive(
 )
 many = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
-
 def changes(kind, size=4):
     "Values for some fields of a dataclass: near to what they are, or anything."
 
@@ -43,14 +42,12 @@ def changes(kind, size=4):
         lambda names: st.fixed_dictionaries({f.name: value(f) for f in fields(kind) if f.name in names})
     )
 
-
 def made(make):
     "What a call makes; None if it is refused in one line."
     try:
         return make()
     except InputError as error:
         assert str(error)
-
 
 @many
 @given(changes(Config), changes(Method, 2))
@@ -63,7 +60,6 @@ def test_configs(run, method):
     if cfg is not None:
         assert config_from_dict(strict_json(to_json(config_to_dict(cfg, cfg.rewards, 'a')))) == cfg
 
-
 @many
 @given(st.sampled_from(sorted(METHODS)), changes(Method))
 def test_methods(row, values):
@@ -72,7 +68,6 @@ def test_methods(row, values):
         cfg = made(lambda: Config(method=method, T=12, group_size=12))
         assert cfg is None or config_from_dict(strict_json(to_json(config_to_dict(cfg, (), 'a')))).method == method
 
-
 @many
 @given(changes(Window))
 def test_windows(values):
@@ -80,7 +75,6 @@ def test_windows(values):
     if window is not None:
         steps = made(lambda: window.steps(10, 0, 3))
         assert steps is None or len(steps) >= 1
-
 
 @many
 @given(
@@ -104,9 +98,7 @@ def test_psi(tmp_path_factory, values, bad, where):
         write_json(file, dict(values=psi.values, grid=psi.grid, kind=psi.kind))
         assert load_psi(file) == psi
 
-
 texts = st.lists(st.text(max_size=20), max_size=6)
-
 
 @many
 @given(texts, st.sampled_from(['txt', 'json', 'jsonl']))
@@ -121,7 +113,6 @@ def test_prompts(tmp_path_factory, prompts, kind):
     if found is not None:
         assert found == list(dict.fromkeys(line.strip() for line in lines if line.strip()))
         assert len(fingerprint(found)) == 64
-
 
 @many
 @given(anything)

@@ -1,4 +1,4 @@
-"""Bad input, some fourteen hundred cases made of small lists: each ends in exit code 2 and one line, and leaves nothing.
+"""Bad input, some 1,400 cases made of small lists: each ends in exit code 2 and one line, and leaves nothing.
 
 The rows of the table are what people type, edit and copy: numbers, ψ files, configs, metrics, weights, model folders,
 prompts, rewards, paths, evaluations, checkpoints of scorers. All run in this process, through the command line.
@@ -59,7 +59,6 @@ CHOICES = (
     'kl',
 )
 
-
 def typed_values():
     "(flag, value) of each field of the run and of its method."
     for field in (*CONFIG_FIELDS, *METHOD_FIELDS):
@@ -72,11 +71,9 @@ def typed_values():
             values = [*values, '1,1', '-1']
         yield from ((name, value) for value in values)
 
-
 @pytest.mark.parametrize('flag, value', [*typed_values()])
 def test_numbers(here, tmp_path, capfd, flag, value):
     refused(capfd, [*here.train, '--out', str(tmp_path / 'out'), f'{flag}={value}'], tmp_path)
-
 
 @pytest.mark.parametrize(
     'flag, value',
@@ -86,7 +83,6 @@ def test_numbers(here, tmp_path, capfd, flag, value):
 def test_calibrations(here, tmp_path, capfd, flag, value):
     words = f'calibrate --model {here.mini} --prompts prompts.txt --rewards shade:dark --trajectories 2 --rounds 2'
     refused(capfd, [*words.split(), '--out', str(tmp_path / 'psi.json'), f'{flag}={value}'], tmp_path)
-
 
 # ---- JSON: what stands where a file of the package should
 
@@ -113,7 +109,6 @@ BROKEN = {  # name → content of a JSON file
 }
 PLACES = ('folder', 'pipe', 'device', 'no link', 'loop')  # what may stand in a file's place
 
-
 def put(file, what):
     "Something else in the place of a file."
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +120,10 @@ def put(file, what):
     else:
         file.symlink_to({'device': '/dev/zero', 'no link': 'nowhere', 'loop': file.name}[what])
 
-
 def replaced(file, what):
     "A file with a content of `BROKEN`, or one of `PLACES` in its place."
     put(file, what) if what in PLACES else spoil(file, BROKEN[what])
     return file
-
 
 PSI = dict(values=[0.5] * 4, grid=[1.0, 0.75, 0.5, 0.25, 0.0], kind='multiplier')
 BAD_PSI = [
@@ -156,13 +149,11 @@ BAD_PSI = [
     dict(kind=['multiplier']),
 ]
 
-
 @pytest.mark.parametrize('what', [*BROKEN, *PLACES])
 def test_psi_files(here, tmp_path, capfd, what):
     file = replaced(tmp_path / 'psi.json', what)
     refused(capfd, [*here.train, '--out', str(tmp_path / 'out'), '--method', 'dense_grpo', '--psi', str(file)])
     assert not (tmp_path / 'out').exists()
-
 
 @pytest.mark.parametrize('change', BAD_PSI, ids=str)
 def test_psi_values(here, tmp_path, capfd, change):
@@ -171,20 +162,16 @@ def test_psi_values(here, tmp_path, capfd, change):
     said = refused(capfd, [*words, '--out', str(tmp_path / 'out')], tmp_path)
     assert 'psi' in said
 
-
-NO_VALUES = {('toml', 'empty'), ('yaml', 'object'), ('json', 'object')}     # nothing is typed by them
-
+NO_VALUES = {('toml', 'empty'), ('yaml', 'object'), ('json', 'object')}  # nothing is typed by them
 
 @pytest.mark.parametrize(
-    'suffix, what',
-    [(s, w) for s in ('json', 'toml', 'yaml') for w in (*BROKEN, *PLACES) if (s, w) not in NO_VALUES],
+    'suffix, what', [(s, w) for s in ('json', 'toml', 'yaml') for w in (*BROKEN, *PLACES) if (s, w) not in NO_VALUES]
 )
 def test_files_of_values(here, tmp_path, capfd, suffix, what):
     "What YAML and TOML take for values, such as an empty file, is typed nothing."
     file = replaced(tmp_path / f'a.{suffix}', what)
     refused(capfd, [*here.train, '--config', str(file), '--out', str(tmp_path / 'out')])
     assert not (tmp_path / 'out').exists()
-
 
 BAD_VALUES = [
     'lr: [1, 2]',
@@ -208,12 +195,10 @@ BAD_VALUES = [
     'model: "a\\0b"',
 ]
 
-
 @pytest.mark.parametrize('text', BAD_VALUES)
 def test_values_in_files(here, tmp_path, capfd, text):
     file = spoil(tmp_path / 'a.yaml', text)
     refused(capfd, [*here.train[:1], '--config', str(file), '--out', str(tmp_path / 'out')], tmp_path)
-
 
 # ---- the folder of a run
 
@@ -225,10 +210,8 @@ RUN_COMMANDS = {  # name → words, with RUN for the folder of a copy
     'report': 'report RUN --out OUT/report.html',
 }
 
-
 def run_command(name, run, out):
     return [w.replace('RUN', str(run)).replace('OUT', str(out)) for w in RUN_COMMANDS[name].split()]
-
 
 def after(here, tmp_path, capfd, command, harm, run='run'):
     "The line in which a command ends after a harm to a copy of a run, which it leaves as it is."
@@ -238,13 +221,11 @@ def after(here, tmp_path, capfd, command, harm, run='run'):
     assert not (tmp_path / 'out').exists()
     return said
 
-
 @pytest.mark.parametrize('what', [*BROKEN, *PLACES])
 @pytest.mark.parametrize('command', ['evaluate', 'export', 'resume', 'report'])
 def test_config_of_a_run(here, tmp_path, capfd, command, what):
     said = after(here, tmp_path, capfd, command, lambda run: replaced(run / 'config.json', what))
     assert 'config.json' in said
-
 
 BAD_KEYS = [
     dict(lr='x'),
@@ -268,14 +249,12 @@ BAD_KEYS = [
     dict(model=''),
 ]
 
-
 @pytest.mark.parametrize('change', BAD_KEYS, ids=str)
 @pytest.mark.parametrize('command', ['evaluate', 'resume'])
 def test_keys_of_a_config(here, tmp_path, capfd, command, change):
     stored = json.loads((here.folder / 'run' / 'config.json').read_text())
-    del stored['sha256']      # as one that is written by hand
+    del stored['sha256']  # as one that is written by hand
     after(here, tmp_path, capfd, command, lambda run: spoil(run / 'config.json', json.dumps(stored | change)))
-
 
 @pytest.mark.parametrize('key', ['lr', 'method', 'rewards', 'keep', 'T', 'model'])
 def test_a_key_that_is_missing(here, tmp_path, capfd, key):
@@ -283,7 +262,6 @@ def test_a_key_that_is_missing(here, tmp_path, capfd, key):
     del stored[key], stored['sha256']
     said = after(here, tmp_path, capfd, 'evaluate', lambda run: spoil(run / 'config.json', json.dumps(stored)))
     assert f'{key} is missing' in said
-
 
 LINES = {  # name → what becomes of the two lines of metrics
     'junk': lambda a, b: [a, 'junk'],
@@ -302,7 +280,6 @@ LINES = {  # name → what becomes of the two lines of metrics
     'type': lambda a, b: [a, b.replace('"iteration": 1', '"iteration": "1"')],
 }
 
-
 @pytest.mark.parametrize('what', LINES)
 @pytest.mark.parametrize('command', ['resume', 'report'])
 def test_lines_of_metrics(here, tmp_path, capfd, command, what):
@@ -313,14 +290,12 @@ def test_lines_of_metrics(here, tmp_path, capfd, command, what):
     said = after(here, tmp_path, capfd, command, harm)
     assert 'metrics.jsonl' in said or what == 'nothing'
 
-
 @pytest.mark.parametrize('what', PLACES)
 @pytest.mark.parametrize('command', ['resume', 'report'])
 def test_metrics_that_are_no_file(here, tmp_path, capfd, command, what):
     if (command, what) == ('report', 'folder'):
         pass
     after(here, tmp_path, capfd, command, lambda run: put(run / 'metrics.jsonl', what))
-
 
 def tensors_changed(change):
     "A change of the tensors of the file of weights, with its metadata kept."
@@ -336,7 +311,6 @@ def tensors_changed(change):
 
     return harm
 
-
 def bytes_changed(change):
     "A change of the bytes of the file of weights."
 
@@ -346,11 +320,9 @@ def bytes_changed(change):
 
     return harm
 
-
 def flipped(raw):
     raw[-100] ^= 1
     return raw
-
 
 def manifest_gone(harm):
     def both(run):
@@ -358,7 +330,6 @@ def manifest_gone(harm):
         (run / 'weights' / 'manifest.json').unlink()
 
     return both
-
 
 WEIGHTS = {
     'gone': lambda run: shutil.rmtree(run / 'weights'),
@@ -380,39 +351,32 @@ WEIGHTS = {
     'other': lambda run: spoil(run / 'weights' / 'more.safetensors', b'x'),
 }
 
-
 @pytest.mark.parametrize('what', WEIGHTS)
 @pytest.mark.parametrize('run', ['run', 'lora'])
 def test_weights_of_a_run(here, tmp_path, capfd, run, what):
     after(here, tmp_path, capfd, 'evaluate', WEIGHTS[what], run)
-
 
 @pytest.mark.parametrize('command', ['sample', 'export'])
 @pytest.mark.parametrize('what', ['gone', 'bit', 'manifest gone', 'tensor gone', 'pickle beside'])
 def test_weights_that_are_shared(here, tmp_path, capfd, command, what):
     after(here, tmp_path, capfd, command, WEIGHTS[what])
 
-
 @pytest.mark.parametrize('what', [*BROKEN, *PLACES])
 def test_manifest_of_weights(here, tmp_path, capfd, what):
     after(here, tmp_path, capfd, 'evaluate', lambda run: replaced(run / 'weights' / 'manifest.json', what))
-
 
 @pytest.mark.parametrize('what', [*BROKEN, *PLACES])
 def test_panel_of_a_run(here, tmp_path, capfd, what):
     after(here, tmp_path, capfd, 'resume', lambda run: replaced(run / 'panel.json', what))
 
-
 @pytest.mark.parametrize('what', [*BROKEN, *PLACES])
 def test_evaluation_of_a_run(here, tmp_path, capfd, what):
     after(here, tmp_path, capfd, 'export', lambda run: replaced(run / 'evaluation.json', what))
-
 
 def other_run(run):
     "The checkpoint of another run, whole, in place of its own."
     shutil.rmtree(run / 'checkpoints')
     shutil.copytree(run.parents[1] / 'x', run / 'checkpoints')
-
 
 RUN_HARMS = {
     'config gone': lambda run: (run / 'config.json').unlink(),
@@ -421,12 +385,10 @@ RUN_HARMS = {
     'metrics gone': lambda run: (run / 'metrics.jsonl').unlink(),
 }
 
-
 @pytest.mark.filterwarnings('ignore:the checkpoint')
 @pytest.mark.parametrize('what', RUN_HARMS)
 def test_resuming_what_is_not_whole(here, tmp_path, capfd, what):
     after(here, tmp_path, capfd, 'resume', RUN_HARMS[what])
-
 
 def test_a_checkpoint_of_another_run(here, tmp_path, capfd):
     def harm(run):
@@ -435,9 +397,7 @@ def test_a_checkpoint_of_another_run(here, tmp_path, capfd):
 
     after(here, tmp_path, capfd, 'resume', harm)
 
-
 # ---- models
-
 
 def part_changed(part, change):
     def harm(model):
@@ -448,7 +408,6 @@ def part_changed(part, change):
         save_file(tensors, file, dict(format='pt'))
 
     return harm
-
 
 PARTS = ('transformer', 'vae', 'text_encoder', 'text_encoder_2')
 MODELS = {
@@ -518,7 +477,6 @@ MODELS = {
     ),
 }
 
-
 @pytest.mark.slow
 @pytest.mark.parametrize('what', MODELS)
 def test_model_folders(here, tmp_path, capfd, what):
@@ -527,7 +485,6 @@ def test_model_folders(here, tmp_path, capfd, what):
     words = [w.replace(here.mini, str(model)) for w in here.train]
     refused(capfd, [*words, '--out', str(tmp_path / 'out')])
     assert not (tmp_path / 'out').exists()
-
 
 # ---- prompts
 
@@ -553,19 +510,16 @@ PROMPT_FILES = {  # name of the file → content
     'other.csv ': '',
 }
 
-
 @pytest.mark.parametrize('name', PROMPT_FILES)
 def test_prompt_files(here, tmp_path, capfd, name):
     file = spoil(tmp_path / name, PROMPT_FILES[name])
     refused(capfd, [*here.train, '--prompts', str(file), '--out', str(tmp_path / 'out')])
     assert not (tmp_path / 'out').exists()
 
-
 @pytest.mark.parametrize('what', PLACES)
 def test_prompts_that_are_no_file(here, tmp_path, capfd, what):
     put(tmp_path / 'p.txt', what)
     refused(capfd, [*here.train, '--prompts', str(tmp_path / 'p.txt'), '--out', str(tmp_path / 'out')])
-
 
 # ---- rewards
 
@@ -615,7 +569,6 @@ NAMES = [
     for name in [line.split()[1].split('(')[0].rstrip(':')]
 ] + ['number', 'text', 'none', 'empty', 'missing', '', '__doc__', 'torch']
 
-
 @pytest.fixture
 def odd_rewards(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
@@ -623,7 +576,6 @@ def odd_rewards(tmp_path, monkeypatch):
     for name, code in BAD_MODULES.items():
         (tmp_path / f'bad_{name}.py').write_text(code)
     return tmp_path
-
 
 @pytest.mark.parametrize(
     'name',
@@ -653,7 +605,6 @@ def test_rewards(here, odd_rewards, capfd, name):
     said = refused(capfd, [*here.train[:-1], name, '--out', str(odd_rewards / 'out')])
     assert not (odd_rewards / 'out').exists() and 'second line' not in said
 
-
 @pytest.mark.parametrize('name', ['raises', 'exits', 'nan_later', 'shape', 'complex_later'])
 def test_rewards_that_fail_later_keep_what_was_done(here, tmp_path, capfd, monkeypatch, name):
     "Exit code 1, a checkpoint of all whole iterations, and weights of them."
@@ -679,7 +630,6 @@ def test_rewards_that_fail_later_keep_what_was_done(here, tmp_path, capfd, monke
         out / 'weights' / 'manifest.json'
     ).exists()
 
-
 # ---- paths
 
 PATHS = [
@@ -695,7 +645,6 @@ PATHS = [
     '\udcff\udcfe',
 ]
 
-
 COMMANDS = (
     'train --out',
     'calibrate --rewards shade:dark --prompts prompts.txt --trajectories 2 --rounds 2 --out',
@@ -705,14 +654,11 @@ COMMANDS = (
     'sample',
     'export run',
 )
-GOOD = {('evaluate', 'run'), ('report', 'run'), ('sample', 'run')}     # there is a run of that name
-TO_RUN = 'evaluate run --scorers colour --T 2 --seeds 0 --out'         # writes into it, as it may
-
+GOOD = {('evaluate', 'run'), ('report', 'run'), ('sample', 'run')}  # there is a run of that name
+TO_RUN = 'evaluate run --scorers colour --T 2 --seeds 0 --out'  # writes into it, as it may
 
 @pytest.mark.parametrize(
-    'command, path',
-    [(c, p) for c in COMMANDS for p in PATHS if (c, p) not in {*GOOD, (TO_RUN, 'run')}],
-    ids=ascii,
+    'command, path', [(c, p) for c in COMMANDS for p in PATHS if (c, p) not in {*GOOD, (TO_RUN, 'run')}], ids=ascii
 )
 def test_paths(here, capfd, command, path):
     train = [*here.train[1:], '--iterations', '1'] if command.startswith('train') else []
@@ -720,14 +666,11 @@ def test_paths(here, capfd, command, path):
     model = ['--model', here.mini] if words[0] == 'calibrate' else []
     refused(capfd, [words[0], *train, *model, *words[1:], path], here.folder)
 
-
 @pytest.mark.parametrize('value', ['/dev/null', 'prompts.txt', 'n' * 300], ids=lambda v: v[:12])
 def test_cache(here, tmp_path, capfd, value):
     refused(capfd, [*here.train, '--iterations', '1', '--cache', value, '--out', str(tmp_path / 'out')])
 
-
 # ---- evaluate, sample
-
 
 @pytest.mark.parametrize(
     'words',
@@ -754,7 +697,7 @@ def test_cache(here, tmp_path, capfd, value):
         '--precision fp8',
         '--device tpu',
         *([] if torch.cuda.is_available() else ['--device cuda']),
-        '--device mps',
+        *([] if torch.backends.mps.is_available() else ['--device mps']),
         '--prompts nowhere',
         '--prompts .',
         '--prompts /dev/null',
@@ -766,18 +709,15 @@ def test_evaluate(here, tmp_path, capfd, words):
     base = [] if '--scorers' in words else ['--scorers', 'colour']
     refused(capfd, ['evaluate', 'run', *base, *words.split(), '--out', str(tmp_path / 'out')], tmp_path)
 
-
 @pytest.mark.parametrize('option', ['--prompts', '--scorers', '--out', '--seeds', '--precision', '--T', '--device'])
 def test_empty_options(here, capfd, option):
     refused(capfd, ['evaluate', 'run', option, ''], here.folder)
-
 
 @pytest.mark.parametrize(
     'words', ['--n 0', '--n -3', '--n x', '--T 0', '--seeds 0,0', '--seeds -1', '--height -1', '--prompts nowhere']
 )
 def test_sample(here, tmp_path, capfd, words):
     refused(capfd, ['sample', 'run', *words.split(), '--out', str(tmp_path / 'out')], tmp_path)
-
 
 @pytest.mark.parametrize(
     'words',
@@ -800,16 +740,13 @@ def test_sample(here, tmp_path, capfd, words):
 def test_words(here, capfd, words):
     refused(capfd, words.split(), here.folder)
 
-
 # ---- checkpoints of scorers
-
 
 class Bad:
     "A pickle that would run something."
 
     def __reduce__(self):
         return os.system, ('touch ran',)
-
 
 PICKLES = {
     'empty': b'',
@@ -825,7 +762,6 @@ PICKLES = {
     'empty state': dict(state_dict={}),
 }
 
-
 @pytest.mark.parametrize('what', PICKLES)
 def test_convert(here, tmp_path, capfd, monkeypatch, what):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path / 'assets'))
@@ -833,7 +769,6 @@ def test_convert(here, tmp_path, capfd, monkeypatch, what):
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     refused(capfd, ['convert', 'hps21', str(file)])
     assert not (tmp_path / 'assets').exists() and not (here.folder / 'ran').exists()
-
 
 @pytest.mark.parametrize(
     'words',
@@ -857,7 +792,6 @@ def test_convert_words(here, tmp_path, capfd, monkeypatch, words):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path / 'assets'))
     refused(capfd, ['convert', *words.split()], here.folder)
     assert not (tmp_path / 'assets').exists()
-
 
 @pytest.mark.parametrize('assets', ['prompts.txt', '/dev/null', 'n' * 300], ids=lambda v: v[:12])
 def test_assets_that_are_no_folder(here, tmp_path, capfd, monkeypatch, assets):
