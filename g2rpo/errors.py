@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'RunStopped', 'NothingToLearn', 'one_of', 'at_least', 'above', 'at_most', 'all_finite', 'one_line',
-           'first_line', 'command_typed', 'for_caller', 'setting']
+           'message_of', 'first_line', 'command_typed', 'for_caller', 'setting']
 
 # %% ../nbs/00_errors.ipynb #cell-02
 from collections.abc import Iterator
@@ -80,13 +80,20 @@ def one_line(
     text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text[:10*width]).split())
     return text if len(text) <= width else text[:width - 4] + ' ...'
 
+def message_of(
+    error: BaseException,  # raised by anyone
+    width: int = 200,      # characters to keep
+) -> str:                  # the first line that says something; empty if none does
+    "The message of an exception, in one line."
+    return one_line(next((line for line in str(error).split('\n') if line.strip()), ''), width)
+
 def first_line(
     error: BaseException,  # raised by anyone
     width: int = 200,      # characters to keep
 ) -> str:                  # the type, and the first line of the message that says something
     "What an exception is, for the message of another."
-    said = next((line for line in str(error).split('\n') if line.strip()), '')
-    return f'{type(error).__name__}: {one_line(said, width)}' if said else type(error).__name__
+    said = message_of(error, width)
+    return f'{type(error).__name__}: {said}' if said else type(error).__name__
 
 # %% ../nbs/00_errors.ipynb #cell-14
 _caller = dict(typed=False)      # whether a command was typed

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_TEXT', 'LARGEST_LINE', 'DEEPEST_JSON', 'fsync', 'write_text', 'null_for_nan', 'to_json', 'write_json',
            'append_jsonl', 'unreadable', 'check_file', 'read_bytes', 'read_text', 'text_lines', 'strict_json',
-           'read_json', 'read_jsonl', 'file_digest']
+           'read_json', 'read_jsonl', 'sha256_of', 'file_digest']
 
 # %% ../nbs/01_files.ipynb #cell-02
 import hashlib
@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from .errors import first_line, InputError
+from .errors import InputError, message_of
 
 # %% ../nbs/01_files.ipynb #cell-05
 def fsync(
@@ -205,7 +205,7 @@ def read_json(
     try:
         return strict_json(text)
     except ValueError as error:
-        raise unreadable(path, first_line(error).partition(': ')[2], fix) from error
+        raise unreadable(path, message_of(error), fix) from error
 
 def read_jsonl(
     path: Path | str,               # file with one JSON value a line
@@ -219,13 +219,19 @@ def read_jsonl(
                 raise ValueError(f'{len(line):,} characters')
             found.append(strict_json(line))
         except ValueError as error:
-            raise unreadable(path, f'line {n}: {first_line(error).partition(": ")[2]}', fix) from error
+            raise unreadable(path, f'line {n}: {message_of(error)}', fix) from error
     return found
 
 # %% ../nbs/01_files.ipynb #cell-24
+def sha256_of(
+    path: Path,   # a file
+) -> str:         # hexadecimal
+    "sha256 of a file."
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
 def file_digest(
     path: Path,  # a file
 ) -> dict:       # size in bytes, sha256 in hexadecimal
     "Size and sha256 of a file, as a manifest lists them."
-    with open(path, 'rb') as file:
-        return dict(size=path.stat().st_size, sha256=hashlib.file_digest(file, 'sha256').hexdigest())
+    return dict(size=path.stat().st_size, sha256=sha256_of(path))

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError, one_of
-from ..files import read_json, write_json
-from .pickles import AssetFile, convert_pickle, sha256_of
+from ..files import file_digest, read_json, sha256_of, write_json
+from ..foreign import foreign
+from .pickles import AssetFile, convert_pickle
 
 # %% ../../nbs/rewards/06_checkpoints.ipynb #cell-05
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def convert_asset(
         for source in asset.files:
             _bring(source, given, base, folder, asset.repo)
         names = [source.local_name for source in asset.files]
-        files = {n: dict(size=(folder/n).stat().st_size, sha256=sha256_of(folder/n)) for n in names}
+        files = {n: file_digest(folder/n) for n in names}
         write_json(folder/'manifest.json', dict(asset=name, repo=asset.repo, licence=asset.licence,
                                                 revision=revision or asset.revision, files=files), indent=1)
     return folder
@@ -181,13 +182,10 @@ def fetch_asset(
     "Download an asset, verify it and convert it."
     from huggingface_hub import HfApi, snapshot_download
     asset = ASSETS[one_of('asset', name, ASSETS)]
-    try:
+    with foreign(f'{asset.repo} cannot be downloaded', f'on a machine with a connection run: g2rpo fetch {name}'):
         info = HfApi().repo_info(asset.repo, revision=asset.revision, files_metadata=True)
         paths = [source.path for source in asset.files]
         downloaded = Path(snapshot_download(asset.repo, revision=info.sha, allow_patterns=paths))
-    except Exception as error:        # the hub client raises many kinds
-        raise InputError(f'{asset.repo} cannot be downloaded: {str(error).splitlines()[0][:200]}. '
-                         f'On a machine with a connection run: g2rpo fetch {name}') from error
     published = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
     for path in paths:
         if path in published and sha256_of(downloaded/path) != published[path]:

@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from ..errors import InputError
+from ..files import sha256_of
 from ..foreign import foreign
 from .checkpoints import read_manifest, SCORER_ASSETS
 from .flow_grpo_server import load_flow_grpo_deqa, load_flow_grpo_geneval
@@ -18,7 +19,6 @@ from .geneval import load_geneval
 from .image_reward import Aesthetic, ImageReward
 from .image_stats import colour_agreement, edge_density, saturation
 from .ocr import DdddReader, PaddlePage, PaddleReader, PageReader
-from .pickles import sha256_of
 from .preference import load_clip_score, load_hps21, PickScore
 from .protocol import Reward
 from .server import ServedReward

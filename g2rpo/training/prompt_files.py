@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from ..errors import InputError
 from ..files import read_text, strict_json, text_lines
+from ..foreign import foreign
 
 # %% ../../nbs/training/22_prompt_files.ipynb #cell-05
 LONGEST_PROMPT = 20_000   # characters; the longest input of a text encoder has a tenth of it
@@ -102,15 +103,12 @@ def read_table(
     "The prompts of a parquet file or of a data set."
     datasets = import_datasets(source)
     name, _, split = source.partition(':')
-    try:
+    fix = 'is it a parquet file, or a data set as owner/name or owner/name:split?'
+    with foreign(f'prompts={source!r} cannot be read', fix):
         if Path(source).suffix == '.parquet':
             table = datasets.Dataset.from_parquet(source, keep_in_memory=True)
         else:
             table = datasets.load_dataset(name, split=split or 'train')
-    except Exception as error:   # of the network, of the hub, of a format: each library has its own
-        problem = (str(error).splitlines() or [''])[0][:200]
-        raise InputError(f'prompts={source!r} cannot be read ({type(error).__name__}: {problem}); '
-                         'is it a parquet file, or a data set as owner/name or owner/name:split?') from error
     return column_texts(table, source)
 
 # %% ../../nbs/training/22_prompt_files.ipynb #cell-12

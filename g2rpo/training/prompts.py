@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..errors import InputError, one_of
 from ..files import read_json, write_json
+from ..foreign import foreign
 from ..rewards.checkpoints import assets_dir
 from ..rewards.ocr import READER_PACKAGES
 from ..rewards.protocol import target_text
@@ -152,16 +153,10 @@ def fetch_prompts(
 ) -> Path:      # the stored file
     "Download the prompts of a set and store them."
     source = PROMPT_SETS[one_of('prompts', name, PROMPT_SETS)]
-    try:
+    with foreign(f'{source.repo} cannot be downloaded', f'on a machine with a connection run: g2rpo fetch {name}'):
         if source.hub:
             return store_prompts(name, *download_from_hub(source))
         return store_prompts(name, download_from_github(source, assets_dir()/'downloads'/name))
-    except InputError:
-        raise
-    except Exception as error:   # the hub's client raises many kinds
-        problem = str(error).splitlines()[0][:200]
-        raise InputError(f'{source.repo} cannot be downloaded: {problem}. '
-                         f'On a machine with a connection run: g2rpo fetch {name}') from error
 
 # %% ../../nbs/training/03_prompts.ipynb #cell-14
 def load_prompts(

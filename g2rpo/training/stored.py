@@ -9,7 +9,7 @@ __all__ = ['Numbers', 'PER_REWARD', 'METRICS_FIX', 'MetricsRow', 'SpeedRow', 'ch
 # %% ../../nbs/training/21_stored.ipynb #cell-02
 from pathlib import Path
 from typing import NotRequired, TypedDict
-from ..errors import first_line, InputError
+from ..errors import InputError, message_of
 from ..files import read_bytes, strict_json, unreadable
 from ..schema import from_json, read_as, refuse_value
 
@@ -86,7 +86,7 @@ def whole_lines(
         try:
             rows.append(strict_json(line.decode()))
         except ValueError as error:
-            raise unreadable(path, f'line {n}: {first_line(error).partition(": ")[2]}', fix) from error
+            raise unreadable(path, f'line {n}: {message_of(error)}', fix) from error
         size += len(line) + 1
     return rows, raw[:size]
 
