@@ -1377,6 +1377,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'g2rpo/training/checkpoint.py'),
                                            'g2rpo.training.checkpoint.training_tensors': ( 'training/checkpoint.html#training_tensors',
                                                                                            'g2rpo/training/checkpoint.py'),
+                                           'g2rpo.training.checkpoint.undisturbed_random': ( 'training/checkpoint.html#undisturbed_random',
+                                                                                             'g2rpo/training/checkpoint.py'),
                                            'g2rpo.training.checkpoint.write_checkpoint': ( 'training/checkpoint.html#write_checkpoint',
                                                                                            'g2rpo/training/checkpoint.py'),
                                            'g2rpo.training.checkpoint.write_tensors': ( 'training/checkpoint.html#write_tensors',

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FILE_BYTES', 'tensor_parts', 'write_tensors', 'write_checkpoint', 'checkpoint_name', 'saved_iterations',
            'find_damage', 'named_checkpoint', 'latest_checkpoint', 'set_aside', 'prune_checkpoints', 'training_tensors',
-           'open_tensors', 'restore_moments', 'restore_tensors', 'random_states', 'set_random_states']
+           'open_tensors', 'restore_moments', 'restore_tensors', 'random_states', 'set_random_states',
+           'undisturbed_random']
 
 # %% ../../nbs/training/06_checkpoint.ipynb #cell-02
 import json
@@ -15,6 +16,7 @@ import shutil
 import torch
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
@@ -171,7 +173,7 @@ def prune_checkpoints(
     for part in folder.glob('*.part'):
         shutil.rmtree(part)
 
-# %% ../../nbs/training/06_checkpoint.ipynb #e99c886b
+# %% ../../nbs/training/06_checkpoint.ipynb #cell-23
 def training_tensors(
     names: list[str],               # of trained parameters
     params: list[Tensor],           # in the same order
@@ -194,7 +196,7 @@ def open_tensors(
     files = [safe_open(file, 'pt') for file in sorted(place.glob('tensors-*.safetensors'))]
     return {name: file for file in files for name in file.keys()}
 
-# %% ../../nbs/training/06_checkpoint.ipynb #cell-20
+# %% ../../nbs/training/06_checkpoint.ipynb #cell-24
 def restore_moments(
     optimizer,      # AdamW; changed
     param: Tensor,  # one of its parameters
@@ -232,7 +234,7 @@ def restore_tensors(
         key = f'average {name}'
         copy_into(param, stored[key].get_tensor(key))
 
-# %% ../../nbs/training/06_checkpoint.ipynb #cell-21
+# %% ../../nbs/training/06_checkpoint.ipynb #cell-25
 def random_states() -> dict:  # library → state, as JSON can hold it
     "The random states of Python, numpy and torch."
     version, keys, gauss = random.getstate()
@@ -255,3 +257,12 @@ def set_random_states(
     torch.set_rng_state(torch.tensor(states['torch'], dtype=torch.uint8))
     if states['cuda'] and len(states['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([torch.tensor(state, dtype=torch.uint8) for state in states['cuda']])
+
+@contextmanager
+def undisturbed_random() -> Iterator[None]:
+    "Whatever is drawn meanwhile, the random states are as before: who only watches changes nothing."
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -17,6 +17,7 @@ from ..models.tiny import sign_prompts
 from ..rewards.image_stats import image_statistics
 from ..rewards.load import load_rewards
 from ..rewards.protocol import call_reward
+from .checkpoint import undisturbed_random
 from .config import Config
 from .sharding import local_tensor
 from .evaluate import Gain, generate, paired_gain
@@ -84,12 +85,13 @@ class Panel:
         policy,            # as it is now
         batch_size: int,   # images at a time
     ) -> tuple[dict, dict]:   # name → scores (P, S) as lists, NaN included; statistics of the images
-        "Make the images, score them, and take their statistics."
+        "Make the images, score them, and take their statistics; the training's random states are not touched."
         images = [generate(policy, self.prompts, seed, self.T, batch_size) for seed in self.seeds]
         scores = {}
-        for name, scorer in self.scorers.items():
-            columns = [call_reward(name, scorer, x, self.prompts, finite=False) for x in images]
-            scores[name] = torch.stack(columns, 1).tolist()
+        with undisturbed_random():
+            for name, scorer in self.scorers.items():
+                columns = [call_reward(name, scorer, x, self.prompts, finite=False) for x in images]
+                scores[name] = torch.stack(columns, 1).tolist()
         return scores, image_statistics(torch.stack(images, 1).float().cpu(), policy.cell)
 
     def settings(self) -> dict:
@@ -147,7 +149,7 @@ def config_panel(
     scorers = rewards | load_rewards(cfg.panel, device)
     return Panel(held_out[:cfg.panel_size], scorers, tuple(rewards), cfg.panel_every, stop=cfg.panel_stop)
 
-# %% ../../nbs/training/14_panel.ipynb #cell-24
+# %% ../../nbs/training/14_panel.ipynb #cell-26
 def relative_drift(
     start: list[Tensor],    # this process's parts of the parameters before training, on the CPU
     params: list[Tensor],   # the parameters now, possibly split over processes

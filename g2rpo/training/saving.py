@@ -140,3 +140,5 @@ def load_run(
     else:
         total = [sum(column) for column in zip(*(part['ledger'] for part in each))]
         run.ledger = Ledger(*total) if mine == 0 else Ledger()
+    if run.accelerator.is_main_process:
+        checkpoint.prune_checkpoints(place.parent, run.cfg.keep)    # a kill may have come before that

@@ -219,6 +219,14 @@ def test_a_panel_watches_what_is_not_trained(go, tmp_path):
         with pytest.raises(RunStopped, match='panel_stop'):
             watched(tmp_path/'c', 4, stop=True)
 
+def test_watching_changes_nothing(go, tmp_path):
+    "A panel draws random numbers of its own: the training is the one that nobody watches, to the last bit."
+    panel = Panel(PROMPTS[:2], dict(r=tossed, other=left_of_right), ('r',), every=1, T=4)
+    go(tmp_path/'a', 2)
+    go(tmp_path/'b', 2, panel=panel)
+    alone, watched = tensors_in(tmp_path/'a'/'weights'), tensors_in(tmp_path/'b'/'weights')
+    assert alone and all(torch.equal(alone[key], watched[key]) for key in alone)
+
 def test_a_tracker_that_is_not_installed_is_named(go, tmp_path):
     with pytest.raises(InputError, match='pip install trackio'):
         go(tmp_path/'a', 1, tracker='trackio')
