@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from ..errors import at_least, InputError, one_line
-from ..files import check_file, read_json
+from ..files import check_file, read_json, remove_unfinished
 from ..foreign import foreign
 from ..manifest import check_manifest, MANIFEST, write_manifest
 from .policy import Condition, Policy
@@ -85,6 +85,7 @@ def save_weights(
     if not main:
         return folder
     (folder/MANIFEST).unlink(missing_ok=True)     # of weights that were here before
+    remove_unfinished(folder)
     if model._hf_peft_config_loaded:
         from peft.utils import get_peft_model_state_dict
         policy.pipe.save_lora_weights(

@@ -10,7 +10,7 @@ __all__ = ['OPEN_CLIP_FILES', 'TOKENIZER_FILES', 'AESTHETIC_FILE', 'ASSETS', 'SC
 # %% ../../nbs/rewards/06_checkpoints.ipynb #cell-02
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +159,7 @@ def convert_asset(
     given: Path | str,                # folder with the published files, or the file of the weights
     where: Path | str | None = None,  # folder to write; None: the usual one
     revision: str | None = None,      # the commit they come from, for the manifest
+    check: Callable[[str, Path], None] | None = None,   # refuses an asset whose weights are not what they should be
 ) -> Path:                            # the folder
     "Bring the published files of an asset into its folder, pickles as safetensors, and write the manifest."
     asset, given, folder = ASSETS[one_of('asset', name, ASSETS)], Path(given), asset_folder(name, where)
@@ -168,6 +169,8 @@ def convert_asset(
     with folder_made(folder):
         for source in asset.files:
             _bring(source, given, base, folder, asset.repo)
+        if check:
+            check(name, folder)
         names = [source.local_name for source in asset.files]
         files = {n: file_digest(folder/n) for n in names}
         write_json(folder/'manifest.json', dict(asset=name, repo=asset.repo, licence=asset.licence,
@@ -178,6 +181,7 @@ def convert_asset(
 def fetch_asset(
     name: str,                        # one of `ASSETS`
     where: Path | str | None = None,  # folder to write; None: the usual one
+    check: Callable[[str, Path], None] | None = None,   # refuses an asset whose weights are not what they should be
 ) -> Path:                            # the folder
     "Download an asset, verify it and convert it."
     from huggingface_hub import HfApi, snapshot_download
@@ -191,4 +195,4 @@ def fetch_asset(
         if path in published and sha256_of(downloaded/path) != published[path]:
             raise InputError(f'{downloaded/path} is not what {asset.repo} publishes (sha256 differs); '
                              f'delete it and run: g2rpo fetch {name}')
-    return convert_asset(name, downloaded, where, info.sha)
+    return convert_asset(name, downloaded, where, info.sha, check)

@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .checkpoints import find_asset, load_asset_weights
-from .preference import load_exactly, Scorer
+from .preference import load_exactly, load_transformers, Scorer
 from .preprocess import center_crop
 
 # %% ../../nbs/rewards/08_image_reward.ipynb #cell-05
@@ -129,7 +129,7 @@ class Aesthetic(Scorer):
         device: str = 'cpu',   # where the network runs
     ):
         from transformers import CLIPVisionModelWithProjection
-        model = CLIPVisionModelWithProjection.from_pretrained(find_asset('clip_l14', clip), use_safetensors=True)
+        model = load_transformers(CLIPVisionModelWithProjection, find_asset('clip_l14', clip), 'clip_l14')
         self.model = model.to(device).eval().requires_grad_(False)
         weights = {k.removeprefix('layers.'): v for k, v in load_asset_weights('aesthetic', where).items()}
         head = load_exactly(score_head(model.config.projection_dim), weights, 'aesthetic')

@@ -10,7 +10,7 @@ import torch
 from dataclasses import dataclass
 from pathlib import Path
 from ..errors import InputError
-from ..files import check_file, sha256_of
+from ..files import check_file, remove_unfinished, sha256_of
 from ..foreign import foreign
 
 # %% ../../nbs/rewards/05_pickles.ipynb #cell-05
@@ -62,6 +62,7 @@ def convert_pickle(
     "Write a pickle's tensors as safetensors, and compare what was written before it gets its name."
     from safetensors.torch import load_file, save_file
     state, part = load_pickled_weights(source, path), out.with_suffix('.part')
+    remove_unfinished(out.parent)
     save_file(state, part)
     back = load_file(part)
     if back.keys() != state.keys() or not all(torch.equal(back[k], v) for k, v in state.items()):

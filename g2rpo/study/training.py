@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from ..errors import InputError
-from ..files import file_digest, fsync
+from ..files import file_digest, fsync, remove_unfinished
 from ..foreign import foreign
 from ..manifest import check_digests, MANIFEST, Manifest, read_sealed, write_sealed
 from ..models.weights import check_shapes
@@ -88,6 +88,7 @@ def save_snapshot(
     if not main:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(file.parent)
     part = file.with_suffix('.part')
     save_file(trained, part)
     fsync(part)

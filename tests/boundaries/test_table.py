@@ -760,6 +760,7 @@ PICKLES = {
     'values': dict(state_dict=dict(w=1)),
     'code': dict(state_dict=Bad()),
     'empty state': dict(state_dict={}),
+    'other weights': dict(state_dict=dict(w=torch.ones(2))),
 }
 
 @pytest.mark.parametrize('what', PICKLES)

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from g2rpo.cli.main import main
+from g2rpo.rewards.image_reward import score_head
 from helpers import PROMPTS
 
 BAD = [
@@ -110,9 +111,13 @@ def test_fetch_and_convert_say_what_is_missing(tmp_path, capsys, monkeypatch):
     for command in ('convert hps21 /nowhere', 'convert nothing /tmp', 'fetch nothing'):
         assert main(command.split()) == 2
     assert 'not one of hps21' in capsys.readouterr().err and not (tmp_path/'assets').exists()
-    torch.save(dict(state_dict=dict(w=torch.ones(2))), tmp_path/'HPS_v2.1_compressed.pt')
-    assert main(['convert', 'hps21', str(tmp_path)]) == 0
-    assert (tmp_path/'assets'/'hps21'/'manifest.json').exists()
+    head = {f'layers.{key}': value for key, value in score_head(768).state_dict().items()}
+    published = tmp_path/'sac+logos+ava1-l14-linearMSE.pth'
+    for state, code in ((head | dict(more=torch.ones(2)), 2), (head, 0)):
+        torch.save(state, published)
+        assert main(['convert', 'aesthetic', str(tmp_path)]) == code
+        assert (tmp_path/'assets'/'aesthetic'/'manifest.json').exists() == (code == 0)
+    assert 'under more there is [2]' in capsys.readouterr().err
 
 def rows_in(file): return file.read_text().count('\n') if file.exists() else 0
 

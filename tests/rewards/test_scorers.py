@@ -15,6 +15,7 @@ from g2rpo.rewards.checkpoints import convert_asset
 from g2rpo.rewards.preference import ClipScorer, load_clip_score, load_exactly, load_hps21
 from g2rpo.rewards.preprocess import clip_normalise, letterbox, to_pil
 from g2rpo.rewards.protocol import to_uint8
+from g2rpo.rewards.shapes import clip_shapes, open_clip_config
 from torch.nn.functional import interpolate, normalize
 
 MISSING = 'open_clip does not import here; pip install "g2rpo[rewards]"'
@@ -83,6 +84,11 @@ def test_clip_score_takes_its_preprocessing_from_the_folder(small_clip, tmp_path
     with torch.no_grad():
         wanted = normalize(model.encode_image(x), dim=-1)
     torch.testing.assert_close(wanted, scorer.features(pictures(96, 128), PROMPTS)[0], rtol=0, atol=1e-5)
+
+def test_shapes_are_open_clips(small_clip):
+    folder, model = small_clip
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert clip_shapes(open_clip_config(folder)) == wanted
 
 def test_other_weights_do_not_fit(small_clip):
     folder, model = small_clip
