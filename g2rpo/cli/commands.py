@@ -146,19 +146,19 @@ def is_prompt_set(args) -> bool:  # args: what argparse found
 def fetch_command(args) -> None:  # args: what argparse found
     "`g2rpo fetch`."
     from g2rpo.rewards.checkpoints import fetch_asset
-    from g2rpo.rewards.shapes import check_weights
+    from g2rpo.rewards.shapes import check_asset
     from g2rpo.training.prompts import fetch_prompts
     if is_prompt_set(args):
         place = fetch_prompts(args.asset)
     else:
-        place = fetch_asset(args.asset, args.out, check_weights)
+        place = fetch_asset(args.asset, args.out, check_asset)
     print(f'{args.asset} is in {place}')
 
 # %% ../../nbs/cli/05_commands.ipynb #cell-15
 def convert_command(args) -> None:  # args: what argparse found
     "`g2rpo convert`."
     from g2rpo.rewards.checkpoints import convert_asset
-    from g2rpo.rewards.shapes import check_weights
+    from g2rpo.rewards.shapes import check_asset
     from g2rpo.training.prompts import store_prompts
     if is_prompt_set(args):
         place = store_prompts(args.asset, [Path(file) for file in args.files])
@@ -166,5 +166,5 @@ def convert_command(args) -> None:  # args: what argparse found
         raise InputError(f'files={args.files}: pass the folder with the files of {args.asset}, '
                          'or the one with its weights.')
     else:
-        place = convert_asset(args.asset, args.files[0], args.out, check=check_weights)
+        place = convert_asset(args.asset, args.files[0], args.out, check=check_asset)
     print(f'{args.asset} is in {place}')

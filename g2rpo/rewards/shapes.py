@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIT_H_14', 'EXPECTED_SHAPES', 'affine_shapes', 'block_shapes', 'clip_shapes', 'module_shapes', 'transformers_clip',
-           'open_clip_config', 'stored_shapes', 'check_weights']
+           'open_clip_config', 'stored_shapes', 'check_asset']
 
 # %% ../../nbs/rewards/17_shapes.ipynb #cell-02
 import torch
@@ -104,7 +104,7 @@ def stored_shapes(
     return {key: shape for key, shape in found.items() if not key.endswith('position_ids')}
 
 # %% ../../nbs/rewards/17_shapes.ipynb #cell-14
-def check_weights(
+def check_asset(
     asset: str,              # one of `ASSETS`
     folder: Path,            # its folder
 ) -> None:
