@@ -14,7 +14,7 @@ import torch
 from dataclasses import asdict, replace
 from pathlib import Path
 from torch import Tensor
-from ..files import write_json
+from ..manifest import write_sealed
 from ..models.weights import make_trainable
 from ..plan.cost import training_grid
 from ..rewards.load import load_rewards, scorer_hashes
@@ -135,11 +135,11 @@ def _describe_training(job: RunSpec, places: dict[str, int], log: list[dict], de
     return about | dict(config=asdict(cfg), protocol=job.protocol.id(), curve=curve, clipped=clipped)
 
 def _store_record(record: dict, file: Path, home: Path) -> None:
-    "Write a record and delete the checkpoints of its training; one process does it and all wait."
+    "Delete the checkpoints of a training and write its record; one process does it and all wait."
     state = init_processes()
     if state.is_main_process:
-        write_json(file, record)
-        shutil.rmtree(home/'checkpoints', ignore_errors=True)
+        shutil.rmtree(home/'checkpoints', ignore_errors=True)   # weights are kept: a kill here trains nothing again
+        write_sealed(file, record)
     state.wait_for_everyone()
 
 # %% ../../nbs/study/03_run_job.ipynb #cell-15

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core.velocity import Ledger
 from ..errors import for_caller, RunStopped
 from ..files import append_jsonl
+from ..manifest import sealed
 from ..foreign import ForeignFailed, within_run
 from ..phases import phase, PhaseTimer, timing
 from . import checkpoint
@@ -101,7 +102,7 @@ class Run:
         self.metrics.add(row | dict(seconds=time.time() - self.began))
         speed = iteration_speed(self.done - 1, self.timer.take(), spent, self.flops, self.accelerator)
         if self.out and self.accelerator.is_main_process:
-            append_jsonl(self.out/'speed.jsonl', speed)
+            append_jsonl(self.out/'speed.jsonl', sealed(speed))
         if self.cfg.tracker:
             log_metrics(self.metrics.rows[-1] | speed, self.accelerator)
         with phase('samples'):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 from ..errors import InputError, message_of
 from ..files import read_bytes, strict_json, unreadable
+from ..manifest import check_seal
 from ..schema import from_json, read_as, refuse_value
 
 # %% ../../nbs/training/21_stored.ipynb #cell-05
@@ -49,6 +50,7 @@ class SpeedRow(TypedDict):
     tflops: NotRequired[float]    # on a GPU
     mfu: NotRequired[float]       # share of the GPU's peak
     peak_gib: NotRequired[float]  # memory of the GPU at most
+    sha256: str                   # of all else
 
 # %% ../../nbs/training/21_stored.ipynb #cell-06
 PER_REWARD = ('reward/', 'group_std/')   # what keys of a metrics row that end in the name of a reward begin with
@@ -115,6 +117,7 @@ def read_speed(
             from_json(SpeedRow, row)
         except InputError as error:
             raise refuse_value(f'{path}, line {n}', error, fix) from error
+        check_seal(row, f'{path}, line {n}', fix)
     return rows
 
 # %% ../../nbs/training/21_stored.ipynb #cell-10

@@ -1,7 +1,6 @@
 """Thousands of small damages to the files of runs and models: refused in one line, or the same numbers.
 
-Left out, with the reason: `speed.jsonl` (seconds and rates, which nothing is computed from; a line that is no row is
-refused, a digit is not), `run.lock` (empty, its content is never read), pictures.
+Left out, with the reason: `run.lock` (empty, its content is never read), pictures.
 """
 
 import random
@@ -22,7 +21,7 @@ from g2rpo.training.run_dir import read_config
 from g2rpo.training.start import resolve_resume
 from g2rpo.training.stored import EvaluationFile, PanelFile
 
-LEFT_OUT = ('speed.jsonl', 'run.lock')
+LEFT_OUT = ('run.lock',)
 REGIONS = 40  # of a file, in each of which a bit is flipped
 
 def mutations(raw, draw):
@@ -63,7 +62,7 @@ class Readers:
 
     def __init__(self, run, model):
         self.run, self.policy = run, load_policy(model, 24, 48, 12)
-        self.prompts = load_prompts('prompts.txt')
+        self.prompts, self.rows = load_prompts('prompts.txt'), read_run(run).speed
 
     def evaluate(self):
         args = build_parser().parse_args(['evaluate', str(self.run)])
@@ -81,6 +80,10 @@ class Readers:
         found = read_run(self.run)
         return found.config, found.metrics
 
+    def speed(self):
+        "Rows may be lost, for nothing is computed from them; those that are read are those that were written."
+        return all(row in self.rows for row in read_run(self.run).speed)
+
     def export(self):
         return read_sealed(EvaluationFile, self.run / 'evaluation.json', 'evaluate again')
 
@@ -88,6 +91,7 @@ USED_BY = {  # beginning of a file's path → readers that use it
     'config.json': ('evaluate', 'resume', 'report'),
     'metrics.jsonl': ('resume', 'report'),
     'panel.json': ('resume',),
+    'speed.jsonl': ('speed',),
     'evaluation.json': ('export',),
     'weights': ('evaluate', 'report'),
     'checkpoints': ('resume',),
@@ -114,7 +118,7 @@ def test_damaged_runs(bench, tmp_path, monkeypatch):
     run, draw, seen = tmp_path / 'run', random.Random(0), []
     shutil.copytree(bench.folder / 'run', run)
     readers = Readers(run, bench.mini)
-    wanted = {name: getattr(readers, name)() for name in ('evaluate', 'resume', 'report', 'export')}
+    wanted = {name: getattr(readers, name)() for name in ('evaluate', 'resume', 'report', 'speed', 'export')}
     files = [f for f in sorted(run.rglob('*')) if f.is_file() and f.name not in LEFT_OUT and f.suffix != '.png']
     for file in files:
         raw, path = file.read_bytes(), str(file.relative_to(run))
