@@ -103,6 +103,7 @@ def update_rules(
         (m.shuffle and m.updates == 1, 'shuffle', 'updates', 'one optimiser step has all members'),
         (m.kl == 'flow_grpo' and m.form in ('cps', 'ddim'), 'kl', 'form',
          f'{m.form} has no diffusion coefficient; use exact'),
+        (m.kl_mask > 0 and m.guard, 'kl_mask', 'guard', 'each takes the place of the clipped ratio'),
         ((m.kl is None) != (m.beta == 0), 'kl', 'beta', 'a KL needs a weight above 0, and a weight a KL'),
         (m.ema >= 1, 'ema', 'update', 'a decay of 1 never moves'),
     ]

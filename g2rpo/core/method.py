@@ -44,9 +44,10 @@ KLS = ('flow_grpo', 'exact', 'velocity')
 
 _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit=CREDITS, normalise=NORMALISE,
                       update=UPDATES, kl=(None, *KLS))
-_POSITIVE_FIELDS = ('eta', 'adv_clip', 'clip_range', 'timestep_fraction')
-_LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0)
-_GREATEST_VALUES = dict(ddof=1, ema_repeats=1000)
+_POSITIVE_FIELDS = ('eta', 'adv_clip', 'adv_power', 'clip_range', 'timestep_fraction')
+_LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0,
+                     kl_mask=0)
+_GREATEST_VALUES = dict(ddof=1, ema_repeats=1000, adv_power=10)
 
 # %% ../../nbs/core/08_method.ipynb #cell-09
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Method:
     ddof: int = 1                           # of the std: 1 torch's (DanceGRPO, MixGRPO, G²RPO), 0 numpy's (Flow-GRPO)
     eps: float = 1e-8                       # added to the std; 1e-4 in Flow-GRPO
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
+    adv_power: float = 1.0                  # of the size of an advantage, which keeps its sign (SLAS: 1 + γ)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
     trim: float = 0.0                       # share of lowest rewards outside mean and std (MixGRPO trimmed_ratio, 0)
     mask_constant: bool = False             # transitions without advantage leave the mean of the loss (Flow-GRPO)
@@ -90,6 +92,7 @@ class Method:
     shuffle: bool = False                   # accumulate only: members dealt to optimiser steps at random (Flow-GRPO)
     timestep_fraction: float = 1.0          # chain only: share of steps that a member trains on (DanceGRPO .6)
     clip_range: float = 1e-4                # of the ratio (all scripts but 1e-5 in Flow-GRPO-Fast and TP-GRPO)
+    kl_mask: float = 0.0                    # in place of the clip: KL from which a step may only go back (Flow-DPPO)
     guard: bool = False                     # ratio without the scale of the noise and centred on 1 (GRPO-Guard)
     kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt
     beta: float = 0.0                       # weight of the KL

@@ -43,9 +43,12 @@ stepwise_grpo_ddim = replace(
 ROWS = (
     flow_grpo,
     replace(flow_grpo, name='grpo_guard', guard=True),
+    replace(flow_grpo, name='flow_dppo', last_noisy=False, window=Window(3, 'random', half=True), mask_constant=False,
+            kl=None, beta=0., ema=0., kl_mask=1e-5),
     replace(flow_cps, name='flow_grpo_fast', window=Window(2, 'random', half=True), eta=.8),
     replace(flow_cps, name='flow_grpo_fast_script', window=Window(3, 'random', half=True), eta=.8, shuffle=True),
     dance_grpo,
+    replace(dance_grpo, name='slas', normalise='global', adv_power=2.),
     mix_grpo,
     replace(mix_grpo, name='mix_grpo_flash', window=Window(every=20), compress=.4),
     replace(mix_grpo, name='mix_grpo_flash_star', window=Window(moves='fixed'), compress=.2),

@@ -77,17 +77,19 @@ def test_ctrl_c_leaves_no_process(mini, tmp_path, launcher):
         one = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=env, stdout=said, stderr=said,
                                start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    until = time.time() + 120
-    while not any(file.stat().st_size for file in tmp_path.rglob('metrics.jsonl')):
-        assert one.poll() is None and time.time() < until, (tmp_path/'said').read_text()[-2000:]
-        time.sleep(.2)
-    before = marked(mark.encode())
-    os.killpg(one.pid, signal.SIGINT)        # as a terminal does: to all of the group
-    one.wait(timeout=60)
-    until = time.time() + 20
-    while (left := marked(mark.encode())) and time.time() < until:
-        time.sleep(.2)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert before and not left, (launcher, len(before), left)
-    print(f'{launcher}: {len(before)} processes, none left')
+    try:
+        until = time.time() + 300
+        while not any(file.stat().st_size for file in tmp_path.rglob('metrics.jsonl')):
+            assert one.poll() is None and time.time() < until, (tmp_path/'said').read_text()[-2000:]
+            time.sleep(.2)
+        before = marked(mark.encode())
+        os.killpg(one.pid, signal.SIGINT)        # as a terminal does: to all of the group
+        one.wait(timeout=120)
+        until = time.time() + 20
+        while (left := marked(mark.encode())) and time.time() < until:
+            time.sleep(.2)
+    finally:
+        for pid in marked(mark.encode()):
+            os.kill(pid, signal.SIGKILL)
+    print(f'{launcher}: {len(before)} processes, {len(left)} left')
+    assert before and not left
