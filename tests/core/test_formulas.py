@@ -1,11 +1,12 @@
 "Formulas against float64 reference values, in double and in single precision."
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from g2rpo.core import sampler, schedule
 from g2rpo.core.advantage import compute_advantages, fuse_advantages, group_advantage
-from g2rpo.core.loss import clipped_surrogate, step_kl
+from g2rpo.core.loss import clipped_surrogate, divergence_surrogate, step_kl
 from g2rpo.core.method import Method
 from g2rpo.core.rows import METHODS
 from g2rpo.core.window import Window
@@ -194,7 +195,7 @@ def test_forward_counts_of_the_other_rows(vectors):
 def test_rows_are_the_papers():
     assert METHODS['g2rpo'].granularities == (1, 2, 3) and METHODS['g2rpo'].noisy_steps(16) == tuple(range(8))
     assert METHODS['g2rpo_no_mgai'].granularities == (1,)
-    chains = ('flow_grpo', 'grpo_guard', 'dance_grpo', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo',
+    chains = ('flow_grpo', 'grpo_guard', 'dance_grpo', 'slas', 'dense_grpo', 'dense_value', 'stepwise_grpo', 'tp_grpo',
               'stepwise_grpo_ddim', 'tp_grpo_released')
     plain = {name: row for name, row in METHODS.items() if row.explore == 'chain' and not row.window}
     assert {name: row.noisy_steps(10) for name, row in plain.items()} == dict.fromkeys(chains, tuple(range(9)))
@@ -202,6 +203,33 @@ def test_rows_are_the_papers():
     mix = METHODS['mix_grpo']
     assert mix.noisy_steps(25, 0, 0) == (0, 1, 2, 3) and mix.noisy_steps(25, 0, 299) == (11, 12, 13, 14)
     assert {replace(mix, window=Window(4, 'random')).noisy_steps(25, 0, i)[0] for i in range(500)} == set(range(20))
+
+def test_a_divergence_in_place_of_the_clip():
+    "Flow-DPPO's rule written out: without gradient is what is at or beyond the limit and has gone where A wants it."
+    draw = torch.Generator().manual_seed(0)
+    new, advantage = (torch.randn(200, generator=draw, dtype=torch.float64) for _ in 'ab')
+    divergence = 2e-5*torch.rand(200, generator=draw, dtype=torch.float64)
+    loss = divergence_surrogate(new.requires_grad_(), torch.zeros(200), advantage, divergence, 1e-5)
+    for n, a, d, found in zip(new.tolist(), advantage.tolist(), divergence.tolist(), loss.tolist()):
+        over = (n > 0 and a > 0 or n < 0 and a < 0) and d >= 1e-5
+        assert found == (0. if over else pytest.approx(-a*math.exp(n), rel=1e-12))
+    loss.sum().backward()
+    assert torch.equal(new.grad, loss.detach())         # d(−A eⁿ)/dn = −A eⁿ
+    row = METHODS['flow_dppo']
+    assert row.kl_mask == 1e-5 and {len(row.noisy_steps(10, 0, i)) for i in range(20)} == {3}
+
+def test_a_power_of_the_advantage():
+    "SLAS: the std of the batch, then sign(A)|A|², then the clamp; a power of 1 changes no bit."
+    rewards = dict(r=torch.randn(1, 1, 4, 6, generator=torch.Generator().manual_seed(1)))
+    row = METHODS['slas']
+    plan = row.plan(schedule.shift_grid(10))
+    centred = rewards['r'][0, 0] - rewards['r'][0, 0].mean(-1, keepdim=True)
+    scaled = centred/(rewards['r'].flatten().std() + row.eps)
+    wanted = (scaled.sign()*scaled**2).clamp(-5, 5).expand(9, 4, 6)
+    torch.testing.assert_close(compute_advantages(row, plan, rewards), wanted)
+    plain = replace(row, adv_power=1.)
+    normalised = scaled.clamp(-5, 5).expand(9, 4, 6)
+    torch.testing.assert_close(compute_advantages(plain, plan, rewards), normalised)
 
 def test_both_versions_of_a_method_are_rows():
     "What two published versions of one method have in common, and where they part."
