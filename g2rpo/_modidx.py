@@ -1518,6 +1518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'g2rpo.training.panel.panel_gains': ('training/panel.html#panel_gains', 'g2rpo/training/panel.py'),
                                       'g2rpo.training.panel.read_scores': ('training/panel.html#read_scores', 'g2rpo/training/panel.py'),
                                       'g2rpo.training.panel.relative_drift': ( 'training/panel.html#relative_drift',
+                                                                               'g2rpo/training/panel.py'),
+                                      'g2rpo.training.panel.velocity_norms': ( 'training/panel.html#velocity_norms',
                                                                                'g2rpo/training/panel.py')},
             'g2rpo.training.presets': { 'g2rpo.training.presets.dance_grpo_flux': ( 'training/presets.html#dance_grpo_flux',
                                                                                     'g2rpo/training/presets.py'),

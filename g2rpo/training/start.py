@@ -113,7 +113,7 @@ def open_run_dir(
         file = out and out/'panel.json'
         first = raise_on_all_ranks(accelerator, lambda: panel.begin(run.policy, run.cfg.batch_size, file))
         kept = broadcast(first, accelerator)
-        panel.first = kept['first']
+        panel.first, panel.norm = kept['first'], kept['velocity_norm']
         if writes:
             write_sealed(file, kept)
     if accelerator.device.type == 'cuda':

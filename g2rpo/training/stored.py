@@ -40,6 +40,7 @@ class MetricsRow(TypedDict, total=False):
     images: dict[str, float | None]               # statistics of the panel's pictures
     alarm: str                                    # of the panel
     drift: float | None                           # of the weights
+    velocity_norm: float | None                   # of the velocities on the panel's way, over that before training
     seconds: float                                # since the run began
 
 class SpeedRow(TypedDict):
@@ -128,6 +129,7 @@ class PanelFile(TypedDict):
     T: int                                 # steps of the sampler
     scorers: list[str]                     # their names
     first: dict[str, list[Numbers]]        # scorer → scores (P, S) before training; None: not finite
+    velocity_norm: float                   # mean norm of the velocities on the way
     sha256: str                            # of all else
 
 class GainFile(TypedDict):
