@@ -92,10 +92,13 @@ def single_threaded() -> Iterator[None]: # for a `with` block
             else:
                 os.environ[name] = value
 
-def end_with_parent() -> None:
+def end_with_parent(
+    stop=None,   # multiprocessing's event at which to end, too
+) -> None:
     "In a worker: end with the process that started it, as by SIGTERM, so that a training saves and no other begins."
     def watch():
-        parent_process().join()
+        while parent_process().is_alive() and not (stop and stop.is_set()):
+            parent_process().join(.5)
         while True:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
@@ -120,8 +123,9 @@ def run_pool(
     label: Callable | None = None,    # job → its name in the progress; None: show iterations and rewards
 ) -> list:                            # results in the order of `jobs`
     "Call a function for each job in worker processes of one thread."
-    show, workers = live_text(), min(config.workers, len(jobs))
-    with single_threaded(), ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent) as pool:
+    show, workers, context = live_text(), min(config.workers, len(jobs)), get_context('spawn')
+    stop = context.Event()
+    with single_threaded(), ProcessPoolExecutor(workers, context, end_with_parent, (stop,)) as pool:
         tasks = [pool.submit(function, job, config.folder, 1) for job in jobs]
         def report():
             if label is None:
@@ -129,7 +133,12 @@ def run_pool(
             else:
                 left = [label(job) for job, task in zip(jobs, tasks) if not task.done()]
                 show(f'{len(jobs) - len(left)} of {len(jobs)}: ' + ', '.join(left))
-        _wait_for_all(pool, tasks, config.seconds, report)
+        try:
+            _wait_for_all(pool, tasks, config.seconds, report)
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return [task.result() for task in tasks]
 
 # %% ../../nbs/study/06_workers.ipynb #cell-18
