@@ -170,8 +170,9 @@ def test_four_processes_go_on_to_the_last_bit(folder):
     assert [row['grad_norm'] for row in metrics(after)] == [row['grad_norm'] for row in metrics(before)]
 
 REWARDS = '''
-import os, time
+import os, time, torch
 def left(images, prompts): return images[..., 24:].mean((1, 2, 3))
+def tossed(images, prompts): return left(images, prompts) + .01*torch.rand(len(images))
 def one_fails(images, prompts):
     from g2rpo.errors import RunStopped
     if os.environ['RANK'] == '1' and os.path.exists('now'): raise RunStopped('the judge is gone')
@@ -203,13 +204,16 @@ def without_seconds(out): return [{k: v for k, v in row.items() if k != 'seconds
 SPLIT = '--shard', 'yes', '--gather-once', 'yes'      # checkpoints are written by both, behind the training
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags, moments', [((), (1, 6, 12)), (SPLIT, (1, 4, 8, 12, 16))], ids=['whole', 'split'])
-def test_two_processes_killed_and_gone_on_with(start, tmp_path, flags, moments):
-    "Both, one after another, at moments drawn at random: the run is the one that was not killed, to the last bit."
-    whole, killed, length = tmp_path/'whole', tmp_path/'killed', ('--iterations', 24, *flags)
+@pytest.mark.parametrize('flags', [(), SPLIT], ids=['whole', 'split'])
+def test_two_processes_killed_and_gone_on_with(start, tmp_path, flags):
+    """Both, one after another, at moments drawn at random: the run is the one that was not killed, to the last bit.
+
+    Its reward draws random numbers."""
+    length = ('--iterations', 60, '--rewards', 'mine:tossed', *flags)
+    whole, killed = tmp_path/'whole', tmp_path/'killed'
     finished(start(whole, *length))
     draw = random.Random(0)
-    for n in moments:
+    for n in (1, 5, 10, 15, 20, 25, 30, 36, 42, 48):       # iterations after which it is killed, at the earliest
         run = start(killed, *length, '--resume')
         try:
             wait_for(run, killed, n)
