@@ -99,6 +99,7 @@ def forest_plot(
         ax.set_yticks([-i for i in range(len(claims))], claims)
         ax.set_ylim(-len(claims) + .5, .5)
         ax.tick_params(axis='y', length=0)
+        ax.locator_params(axis='x', nbins=5)
         ax.spines[['left', 'right', 'top']].set_visible(False)
     lines = [Line2D([], [], color='.3', lw=width, ls='-', marker='') for width in (2.2, .9)]
     fig.legend(lines, [scorer_text(decides, trained), scorer_text(trained[0], trained)], loc='outside lower left',
