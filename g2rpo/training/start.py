@@ -100,7 +100,9 @@ def open_run_dir(
     place: Path | None,   # the checkpoint to go on from
 ) -> None:
     "Write the config, look at the panel, go on from a checkpoint, open the tracker."
+    from accelerate.utils import set_seed
     accelerator, out, panel = run.accelerator, run.out, run.panel
+    set_seed((run.cfg.seed + accelerator.process_index) % 2**32)    # of all libraries: what a reward draws is repeated
     writes = out and accelerator.is_main_process
     config = config_to_dict(run.cfg, run.rewards, fingerprint(run.prompts)) | dict(processes=accelerator.num_processes)
     if writes:

@@ -219,6 +219,16 @@ def test_a_panel_watches_what_is_not_trained(go, tmp_path):
         with pytest.raises(RunStopped, match='panel_stop'):
             watched(tmp_path/'c', 4, stop=True)
 
+def test_what_a_reward_draws_is_the_runs_seeds(mini):
+    "Whatever this process has drawn before."
+    logs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        logs.append(without_seconds(train(small(mini, group_size=4), dict(r=tossed), PROMPTS).metrics))
+    assert logs[0] == logs[1]
+
 def test_watching_changes_nothing(go, tmp_path):
     "A panel draws random numbers of its own: the training is the one that nobody watches, to the last bit."
     panel = Panel(PROMPTS[:2], dict(r=tossed, other=left_of_right), ('r',), every=1, T=4)
