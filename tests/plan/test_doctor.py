@@ -195,10 +195,11 @@ def test_what_is_fetched_is_what_the_hub_publishes(honest, tmp_path, monkeypatch
     import hashlib
     from types import SimpleNamespace as Answer
     import torch
+    from g2rpo.rewards.image_reward import score_head
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
     file = tmp_path/'hub'/'sac+logos+ava1-l14-linearMSE.pth'
     file.parent.mkdir()
-    torch.save(dict(w=torch.ones(2)), file)
+    torch.save({f'layers.{key}': value for key, value in score_head(768).state_dict().items()}, file)
     sha = hashlib.sha256(file.read_bytes() + (b'' if honest else b'x')).hexdigest()
     files = [Answer(rfilename=file.name, lfs=Answer(sha256=sha)), Answer(rfilename='README.md', lfs=None)]
     info = Answer(sha='c0ffee', siblings=files)
