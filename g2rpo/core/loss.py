@@ -28,11 +28,11 @@ def divergence_surrogate(
     advantage: Tensor,   # A, as `new`
     divergence: Tensor,  # D of each step from when it was taken, broadcasts with `new`; no gradient reaches it
     limit: float,        # δ
-) -> Tensor:             # loss of each transition, as `new`
+) -> tuple[Tensor, Tensor]:   # loss of each transition, and whether it is taken out, as `new`
     "Flow-DPPO's masked loss: −rA, and 0 for what is far and goes on."
     ratio = (new - old).exp()                                           # r = e^Δ
     goes_on = (divergence >= limit) & ((ratio - 1)*advantage > 0)
-    return torch.where(goes_on, 0., -advantage*ratio)
+    return torch.where(goes_on, 0., -advantage*ratio), goes_on
 
 # %% ../../nbs/core/16_loss.ipynb #cell-12
 def guard_log_ratio(

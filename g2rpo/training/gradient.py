@@ -85,12 +85,11 @@ def policy_loss(
 ) -> tuple[Tensor, Tensor]:   # loss of each transition, and whether its gradient is taken out (R, M)
     "The loss that stops at the clip range of the ratio, or with `kl_mask` at a divergence."
     advantage = batch.advantage.to(new)
+    if method.kl_mask:
+        moved = step_kl(mean.detach(), batch.old_mean, std, 1., 'exact')[:, None]
+        return divergence_surrogate(new, old, advantage, moved, method.kl_mask)
     gone = ((new.detach() - old).exp() - 1)*advantage.sign()         # of the ratio, where the advantage wants it
-    if not method.kl_mask:
-        return clipped_surrogate(new, old, advantage, method.clip_range), gone > method.clip_range
-    moved = step_kl(mean.detach(), batch.old_mean, std, 1., 'exact')[:, None]
-    loss = divergence_surrogate(new, old, advantage, moved, method.kl_mask)
-    return loss, (moved >= method.kl_mask) & (gone > 0)
+    return clipped_surrogate(new, old, advantage, method.clip_range), gone > method.clip_range
 
 def reference_kl(
     state: TrainState,  # has the velocity before training

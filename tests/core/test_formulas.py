@@ -209,10 +209,11 @@ def test_a_divergence_in_place_of_the_clip():
     draw = torch.Generator().manual_seed(0)
     new, advantage = (torch.randn(200, generator=draw, dtype=torch.float64) for _ in 'ab')
     divergence = 2e-5*torch.rand(200, generator=draw, dtype=torch.float64)
-    loss = divergence_surrogate(new.requires_grad_(), torch.zeros(200), advantage, divergence, 1e-5)
+    loss, taken_out = divergence_surrogate(new.requires_grad_(), torch.zeros(200), advantage, divergence, 1e-5)
     for n, a, d, found in zip(new.tolist(), advantage.tolist(), divergence.tolist(), loss.tolist()):
         over = (n > 0 and a > 0 or n < 0 and a < 0) and d >= 1e-5
         assert found == (0. if over else pytest.approx(-a*math.exp(n), rel=1e-12))
+    assert torch.equal(taken_out, loss == 0)
     loss.sum().backward()
     assert torch.equal(new.grad, loss.detach())         # d(−A eⁿ)/dn = −A eⁿ
     row = METHODS['flow_dppo']
