@@ -9,8 +9,9 @@ __all__ = ['group_by_state', 'prompt_rows', 'used_steps', 'optimiser_steps', 'de
 import torch
 from collections import defaultdict
 from torch import Tensor
-from .method import Method, Plan
+from .method import Method
 from .noise import keyed_noise
+from .schedule import Plan
 
 # %% ../../nbs/core/10_batches.ipynb #cell-05
 def group_by_state(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['broadcast_like', 'predict_x0', 'predict_noise', 'ode_step', 'sde_kernel', 'cps_kernel', 'ddim_kernel', 'kernel',
-           'log_prob', 'log_snr', 'dpm_step']
+           'log_prob', 'noise_image', 'matching_log_prob', 'log_snr', 'dpm_step']
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-02
 import math
@@ -119,7 +119,31 @@ def log_prob(
     density = -square/(2*std**2) - std.log() - .5*math.log(2*math.pi)   # log N(x'; μ, s²)
     return density.flatten(batch_dims).mean(-1)
 
-# %% ../../nbs/core/02_sampler.ipynb #cell-30
+# %% ../../nbs/core/02_sampler.ipynb #cell-27
+def noise_image(
+    x0: Tensor,     # clean images (B, ...)
+    eps: Tensor,    # noise ε, as `x0`
+    sigma,          # times, a number or (B,)
+) -> Tensor:        # states (B, ...)
+    r"$x=(1-\sigma)x_0+\sigma\varepsilon$."
+    return broadcast_like(1 - sigma, x0)*x0 + broadcast_like(sigma, x0)*eps
+
+def matching_log_prob(
+    target: Tensor,       # u = ε − x₀ (B, ...)
+    v: Tensor,            # velocities, as `target`
+    sigma: Tensor,        # their times, broadcasts with `v`
+    power: float = 0.,    # p; 0: the matching loss itself
+    batch_dims: int = 1,  # leading dimensions that stay
+) -> Tensor:              # (B,), float32 or better
+    "What stands for the log-probability of an image: −ℓ, or AWM's −σ((ℓ + δ)^p − δ^p)/p."
+    full = torch.promote_types(v.dtype, torch.float32)
+    loss = ((v.to(full) - target.to(full))**2).flatten(batch_dims).mean(-1)     # ℓ
+    if not power:
+        return -loss
+    times = sigma.to(full).flatten(batch_dims).mean(-1)
+    return -times*((loss + 1e-10)**power - 1e-10**power)/power
+
+# %% ../../nbs/core/02_sampler.ipynb #cell-34
 def log_snr(sigma: Tensor) -> Tensor:  # sigma: times between 0 and 1
     r"$\lambda=\log((1-\sigma)/\sigma)$, half the logarithm of the signal-to-noise ratio."
     return torch.log((1 - sigma)/sigma)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PLACEMENTS', 'FORMS', 'ENTROPY_STD', 'shift_time', 'shift_grid', 'dynamic_mu', 'dynamic_grid', 'sd3_grid',
            'completion_nodes', 'check_granularities', 'check_steps', 'noise_levels', 'even_nodes', 'compressed_grid',
-           'merged_span', 'noise_weights']
+           'merged_span', 'noise_weights', 'Plan']
 
 # %% ../../nbs/core/01_schedule.ipynb #cell-02
 import math
 import torch
+from dataclasses import dataclass
 from torch import Tensor
 from ..errors import above, at_least, InputError, one_of
 
@@ -160,3 +161,22 @@ def noise_weights(
 ) -> Tensor:      # weights, (K,)
     "Loss weight of each step in proportion to its noise, with mean 1 (TempFlow-GRPO)."
     return std/std.mean()
+
+# %% ../../nbs/core/01_schedule.ipynb #cell-43
+@dataclass(frozen=True)
+class Plan:
+    "Where noise goes on one grid in one iteration, and what is completed and scored."
+    grid: Tensor              # σ, (T+1,)
+    levels: Tensor            # noise level of each index, (T,)
+    noisy: tuple[int, ...]    # indices that take noise
+    trained: tuple[int, ...]  # those that are trained on, a beginning of `noisy`
+    after: dict[int, int]     # noisy index → node that its step reaches
+    endpoints: tuple[dict[int, list[int]], ...]   # V images that are scored: λ → nodes [state, ..., T]
+    finish: Tensor | None     # times of a compressed finish after the last noisy step; None: the grid's own
+
+    def std(
+        self,
+        k: int,    # a noisy index
+    ) -> Tensor:   # a number
+        "Injected standard deviation g_k √(σ_k − σ_after) of a Gaussian step."
+        return self.levels[k]*(self.grid[k] - self.grid[self.after[k]]).sqrt()

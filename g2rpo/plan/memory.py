@@ -12,7 +12,7 @@ from math import ceil
 from ..core.batches import optimiser_steps, used_steps
 from ..models.loading import DTYPES
 from .blueprint import find_blueprint
-from .sizes import model_facts, ModelFacts, PassPeaks, states_per_prompt, trace_passes
+from .sizes import model_facts, ModelFacts, PassPeaks, trace_passes
 from ..rewards.checkpoints import ASSETS, SCORER_ASSETS
 from ..training.config import Config
 
@@ -67,7 +67,7 @@ def largest_gradient_pass(
     "How the states of one process are dealt to gradient passes."
     prompts = [str(p) for p in range(prompts_per_process(cfg, world))]
     K = len(cfg.method.noisy_steps(cfg.T))
-    used = used_steps(cfg.method, K, prompts, states_per_prompt(cfg), cfg.seed, 0)
+    used = used_steps(cfg.method, K, prompts, cfg.method.states(cfg.group_size), cfg.seed, 0)
     steps = optimiser_steps(cfg.method, used, cfg.grad_batch_size)
     rows = max(len(rows) for batches in steps for _, rows in batches)
     return rows, max(len(batches) for batches in steps) > 1

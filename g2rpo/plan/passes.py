@@ -9,8 +9,8 @@ __all__ = ['IterationPasses', 'walked_states', 'count_passes', 'guidance_passes'
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ..core.method import Plan
 from ..core.rollout import rollout
+from ..core.schedule import Plan
 from .cost import CountingPolicy, training_grid
 from .flops import flop_counts, scorer_flops
 from .memory import prompts_per_process
@@ -20,8 +20,8 @@ from ..training.config import Config
 @dataclass(frozen=True)
 class IterationPasses:
     "The passes of one process in one iteration, each by its number of states; guidance doubles what a state takes."
-    walk: tuple[int, ...]                  # from the start noise to the last noisy step
-    completion: tuple[int, ...]            # from there to the images
+    walk: tuple[int, ...]                  # to what is trained on, as the update computes it
+    completion: tuple[int, ...]            # to the images, in larger batches
     updates: tuple[tuple[int, ...], ...]   # with gradient, of each optimiser step
     images: int                            # decoded and scored
 
@@ -40,8 +40,10 @@ def walked_states(
     cfg: Config,   # method and group size are used
     plan: Plan,    # of the iteration
     prompts: int,  # of the process
-) -> int:          # states in all passes of the walk
-    "P·S·(last + 1) off a trunk, P·(S·first + G·(last − first + 1)) along a chain."
+) -> int:          # states in all passes that come first
+    "P·S·(last + 1) off a trunk, P·(S·first + G·(last − first + 1)) along a chain, P·G·T to images noised afterwards."
+    if cfg.method.explore == 'forward':
+        return prompts*cfg.group_size*cfg.T
     first, last = plan.noisy[0], plan.noisy[-1]
     starts = cfg.method.starts or cfg.group_size
     if cfg.method.explore == 'chain':
@@ -63,7 +65,10 @@ def count_passes(
         left, n = left - policy.sizes[n], n + 1
     updates = tuple(tuple(len(rows) for _, rows in batches) for batches in roll.updates)
     images = sum(x0.shape[:3].numel() for x0 in roll.x0.values())
-    return IterationPasses(tuple(policy.sizes[:n]), tuple(policy.sizes[n:]), updates, images)
+    walk, completion = tuple(policy.sizes[:n]), tuple(policy.sizes[n:])
+    if cfg.method.explore == 'forward':                 # images first, and then what is trained on
+        walk, completion = completion, walk
+    return IterationPasses(walk, completion, updates, images)
 
 # %% ../../nbs/plan/07_passes.ipynb #cell-14
 def guidance_passes(

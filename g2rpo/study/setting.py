@@ -40,8 +40,9 @@ TABLE_ROWS = (   # rows of the papers' tables and ablations
     'flow_grpo', 'dance_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo',
     'dense_grpo', 'dense_constant', 'dense_value', 'stepwise_grpo',
 )
-OTHER_ROWS = (   # further methods of the comparison; rows of scripts that differ from a paper are asked for by name
-    'grpo_guard', 'flow_grpo_fast', 'mix_grpo_flash', 'tempflow_grpo', 'e_grpo', 'tp_grpo')
+OTHER_ROWS = (   # further rows of the comparison; others by name
+    'grpo_guard', 'flow_grpo_fast', 'mix_grpo_flash', 'tempflow_grpo', 'e_grpo', 'tp_grpo', 'flow_dppo', 'slas',
+    'diffusion_nft', 'awm')
 
 # %% ../../nbs/study/11_setting.ipynb #cell-07
 def short_run(

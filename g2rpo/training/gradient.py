@@ -10,9 +10,12 @@ import torch
 from dataclasses import dataclass, field
 from torch import Tensor
 from ..core.batches import group_by_state
-from ..core.loss import clipped_surrogate, divergence_surrogate, guard_log_ratio, step_kl, velocity_kl
-from ..core.method import Method, Plan
-from ..core.rollout import Rollout, step_kernel, step_log_prob
+from ..core.loss import (clipped_surrogate, contrast_loss, divergence_surrogate, guard_log_ratio, step_kl,
+                             velocity_kl)
+from ..core.method import Method
+from ..core.rollout import Rollout
+from ..core.schedule import Plan
+from ..core.steps import step_kernel, step_log_prob
 from ..core.velocity import Ledger, model_time
 from .config import Config
 
@@ -83,8 +86,12 @@ def policy_loss(
     mean: Tensor,      # (R, N, C) of the step by the policy as it is now
     std: Tensor,       # of the noise, (R, 1, 1)
 ) -> tuple[Tensor, Tensor]:   # loss of each transition, and whether its gradient is taken out (R, M)
-    "The loss that stops at the clip range of the ratio, or with `kl_mask` at a divergence."
+    "The loss that stops at the clip range of the ratio or at a divergence, or DiffusionNFT's."
     advantage = batch.advantage.to(new)
+    if method.contrast:
+        loss = contrast_loss(mean[:, None], batch.old_mean[:, None], batch.y, std[:, None], advantage, method.contrast,
+                             method.adv_clip, 2)
+        return loss, torch.zeros_like(loss, dtype=torch.bool)
     if method.kl_mask:
         moved = step_kl(mean.detach(), batch.old_mean, std, 1., 'exact')[:, None]
         return divergence_surrogate(new, old, advantage, moved, method.kl_mask)

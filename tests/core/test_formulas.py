@@ -6,10 +6,11 @@ import pytest
 import torch
 from g2rpo.core import sampler, schedule
 from g2rpo.core.advantage import compute_advantages, fuse_advantages, group_advantage
-from g2rpo.core.loss import clipped_surrogate, divergence_surrogate, step_kl
+from g2rpo.core.loss import clipped_surrogate, contrast_loss, divergence_surrogate, step_kl
 from g2rpo.core.method import Method
 from g2rpo.core.rows import METHODS
 from g2rpo.core.window import Window
+from g2rpo.errors import InputError
 from g2rpo.models.policy import Condition
 from g2rpo.core.naive import naive_rollout
 from g2rpo.core.rollout import rollout
@@ -231,6 +232,43 @@ def test_a_power_of_the_advantage():
     plain = replace(row, adv_power=1.)
     normalised = scaled.clamp(-5, 5).expand(9, 4, 6)
     torch.testing.assert_close(compute_advantages(plain, plan, rewards), normalised)
+
+def images_noised_again(n=50):
+    "Images, noise, times, and the velocities of two policies there."
+    draw = torch.Generator().manual_seed(2)
+    x0, eps, old, off = torch.randn(4, n, 3, 2, generator=draw, dtype=torch.float64)
+    return x0, eps, .02 + .97*torch.rand(n, 1, 1, generator=draw, dtype=torch.float64), eps - x0 + .5*old, .1*off
+
+@pytest.mark.parametrize('beta', [.1, 1.])
+def test_two_policies_in_place_of_a_ratio(beta):
+    "DiffusionNFT's loss against clean estimates of both policies, image by image (train_nft_sd3.py@24af555)."
+    x0, eps, sigma, old, off = images_noised_again()
+    advantage = torch.linspace(-5, 5, len(x0), dtype=torch.float64)
+    loss = contrast_loss(old + off, old, eps - x0, sigma, advantage, beta, 5.)
+    for i, found in enumerate(loss.tolist()):
+        x = sampler.noise_image(x0[i], eps[i], sigma[i])
+        good, want = advantage[i].item()/10 + .5, 0.
+        for share, v in ((good, beta*(old + off) + (1 - beta)*old), (1 - good, (1 + beta)*old - beta*(old + off))):
+            error = x - sigma[i]*v[i] - x0[i]
+            want += share*((error**2)/max(error.abs().mean().item(), 1e-5)).mean().item()*5/beta
+        assert found == pytest.approx(want, rel=1e-10)
+
+def test_a_matching_loss_as_log_probability():
+    "The matching loss, and AWM's power of it, written out (train_sd3_awm.py@be51372, ghuber)."
+    x0, eps, sigma, v, _ = images_noised_again()
+    for i in range(len(x0)):
+        loss, t = ((v[i] - (eps[i] - x0[i]))**2).mean().item(), sigma[i].item()
+        one = (eps - x0)[i:i + 1], v[i:i + 1], sigma[i:i + 1]
+        found = [sampler.matching_log_prob(*one, power).item() for power in (0., .25)]
+        assert found == pytest.approx([-loss, -t*((loss + 1e-10)**.25 - (1e-10)**.25)/.25], rel=1e-12)
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(eta=.3), 'noisy steps'), (dict(window=Window()), 'noisy steps'), (dict(guard=True), 'noisy steps'),
+    (dict(granularities=(1, 2)), 'noisy steps'), (dict(starts=1), 'starts=1'), (dict(credit='gain'), 'one reward'),
+    (dict(kl='exact'), 'velocity'), (dict(contrast=1.), 'what the loss is'), (dict(explore='chain'), 'noised again')])
+def test_what_the_forward_process_refuses(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(METHODS['awm'], **changes)
 
 def test_both_versions_of_a_method_are_rows():
     "What two published versions of one method have in common, and where they part."
