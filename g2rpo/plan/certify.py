@@ -25,12 +25,12 @@ from ..rewards.load import load_rewards, scorer_hashes
 from ..training.config import Config
 from ..training.distributed import init_processes
 from ..training.evaluate import code_version, EvalConfig, evaluate, generate
+from ..training.gradient import ratio_tolerance
 from ..training.prompts import draw_prompts, load_prompts
 from ..training.run_dir import config_to_dict
 from ..training.setup import open_own_policy
 from ..training.sharding import local_tensor
 from ..training.trainer import train
-from ..training.update import ratio_tolerance
 
 # %% ../../nbs/plan/14_certify.ipynb #cell-05
 @dataclass

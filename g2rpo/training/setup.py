@@ -19,7 +19,7 @@ from ..errors import for_caller, InputError
 from ..models.loading import DTYPES, set_compute, wrap_pipeline
 from ..models.weights import make_trainable, reference_velocity, save_weights
 from ..rewards.load import load_rewards
-from ..rewards.protocol import call_reward
+from ..rewards.protocol import call_reward, sees_group
 from .config import Config, IN_MEMORY, open_policy
 from .distributed import any_rank, init_processes
 from .sharding import local_tensor, reshard, split_from_main
@@ -149,11 +149,13 @@ def check_inputs(
         raise InputError('rewards is empty; pass at least one.')
     check_weights(cfg.weights, rewards)
     cfg.method.plan(policy.grid(cfg.T))                             # refuses a ψ of another grid
-    two = draw_prompts(prompts, n, cfg.seed, 0)[:2]
-    noise = start_noise(policy.latent_shape, cfg.seed, 0, two, device=policy.device)[:, 0]
-    images = policy.decode(noise)
+    asked, starts = draw_prompts(prompts, n, cfg.seed, 0)[:2], 1
+    if any(map(sees_group, rewards.values())):
+        asked, starts = asked[:1], 2                                # two images of one prompt
+    noise = start_noise(policy.latent_shape, cfg.seed, 0, asked, starts, policy.device).flatten(0, 1)
+    images, shown = policy.decode(noise), [prompt for prompt in asked for _ in range(starts)]
     for name, reward in rewards.items():
-        call_reward(name, reward, images, two)
+        call_reward(name, reward, images, shown, members=starts)
 
 # %% ../../nbs/training/15_setup.ipynb #cell-17
 def prepare_training(

@@ -9,9 +9,10 @@ from g2rpo.core.rollout import Rollout, rollout
 from g2rpo.core.velocity import Ledger
 from g2rpo.errors import InputError, RunStopped
 from g2rpo.models.loading import load_policy
-from g2rpo.training import update
+from g2rpo.training import gradient
 from g2rpo.training.config import open_policy
-from g2rpo.training.update import ratio_tolerance, TrainState, score_rollout, update_average, update_policy
+from g2rpo.training.gradient import ratio_tolerance, TrainState
+from g2rpo.training.update import score_rollout, update_average, update_policy
 from helpers import PROMPTS, left_of_right, row, small
 
 def parameters(policy): return dict(policy.pipe.transformer.named_parameters())
@@ -82,7 +83,7 @@ def test_an_accelerator_may_round(mini, policy, monkeypatch):
     "A tenth of the clip range is allowed where kernels are chosen by whether there is a gradient, with a warning."
     assert ratio_tolerance(small(mini), torch.device('cpu')) == 0.
     assert ratio_tolerance(small(mini), torch.device('cuda')) == pytest.approx(1e-5)
-    monkeypatch.setattr(update, 'ratio_tolerance', lambda cfg, device: 1e-5)
+    monkeypatch.setattr(gradient, 'ratio_tolerance', lambda cfg, device: 1e-5)
     nudge(policy, 1e-6, monkeypatch)
     with pytest.warns(UserWarning, match='ratio before the first update is off by'):
         train(small(mini), left_of_right, PROMPTS, policy=policy)
