@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the experiments lie beside the package, and travel in its wheel as g2rpo/workspace."""
+"""What pyproject.toml cannot say: the experiments lie beside the package; in its wheel they are g2rpo/workspace."""
 import shutil
 from pathlib import Path
 from setuptools import setup

@@ -15,7 +15,6 @@ from ..core.velocity import eagerly, Ledger
 from ..errors import RunStopped
 from ..phases import phase
 from ..rewards.protocol import call_reward, sees_group
-from .config import Config
 from .sharding import clip_gradients, gradient_norms, local_tensor, sync_gradients
 from .gradient import backward_batch, check_first_ratio, take_batch, TrainState
 
@@ -61,10 +60,10 @@ def broken_groups(
     bad = torch.stack([~r.isfinite() for r in scores.values()])      # (rewards, Λ, V, P, G)
     broken, problems = bad.flatten(0, 2).any(-1).any(0), []
     for p in broken.nonzero().flatten().tolist():
-        r, lam, v, g = bad[:, :, :, p].nonzero()[0].tolist()
+        r, _, v, g = bad[:, :, :, p].nonzero()[0].tolist()
         what, latents = f'reward {list(scores)[r]}', torch.stack([x0[:, p] for x0 in roll.x0.values()])
         if not latents.isfinite().all():                             # a group that is compared breaks with one of them
-            what, (lam, v, g) = 'latents', (~latents.isfinite().flatten(3).all(-1)).nonzero()[0].tolist()
+            what, (_, v, g) = 'latents', (~latents.isfinite().flatten(3).all(-1)).nonzero()[0].tolist()
         problems.append(f'{what} not finite: prompt {roll.prompts[p]!r}, '
                         f'seed {seed}, iteration {iteration}, picture {v}, member {g}')
     return broken, problems

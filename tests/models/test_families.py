@@ -1,11 +1,15 @@
 "Every backbone family goes the whole way: encode, roll out, score, update, save, the same image from stock diffusers."
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from g2rpo import METHODS, presets, train
+from g2rpo.cli.share import comfyui_lora
 from g2rpo.models.loading import load_policy
 from g2rpo.models.random_pipelines import random_pipeline
 from g2rpo.models.weights import load_weights
@@ -107,3 +111,31 @@ def test_stored_in_half_precision(folder, tmp_path):
     assert log[0]['ratio_spread'][0] == 0.
     assert all(p.dtype == torch.float32 for p in policy.pipe.transformer.parameters() if p.requires_grad)
     assert next(policy.pipe.vae.parameters()).dtype == torch.bfloat16 and len(list((tmp_path/'cache').iterdir())) >= 3
+
+COMFYUI_NAMES = dict(   # of modules that ComfyUI maps (comfy/utils.py: flux_to_diffusers, mmdit_to_diffusers)
+    flux=r'transformer\.(transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)'
+         r'|single_transformer_blocks\.\d+\.attn\.to_[qkv])',
+    sd3=r'transformer\.transformer_blocks\.\d+\.attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)',
+    flux2=r'transformer\.(transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)'
+          r'|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out))')
+
+def test_an_export_for_comfyui(folder, tmp_path):
+    "Names and shapes as ComfyUI reads them, the scale in the values: the same image where nobody knows alpha."
+    cfg = config(folder, lora_rank=4, lora_alpha=12, precision='no', iterations=1)
+    result, out = train(cfg, left_of_right, PROMPTS, tmp_path/'run'), tmp_path/'out'
+    shutil.copytree(tmp_path/'run'/'weights', out)
+    with safe_open(comfyui_lora(cfg, out), 'pt') as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        assert not file.metadata() or 'lora_adapter_metadata' not in file.metadata()
+    modules = {name.rpartition('.lora_')[0] for name in shapes}
+    name = re.compile(COMFYUI_NAMES[folder.parent.name[:-1]])
+    assert [each for each in modules if not name.fullmatch(each)] == []
+    weights = dict(result.policy.pipe.transformer.named_parameters())
+    for each in modules:
+        full = weights[each.removeprefix('transformer.') + '.base_layer.weight'].shape
+        assert (shapes[f'{each}.lora_A.weight'], shapes[f'{each}.lora_B.weight']) == ([4, full[1]], [full[0], 4])
+    assert len(shapes) == 2*len(modules)
+    stock = DiffusionPipeline.from_pretrained(folder)
+    stock.load_lora_weights(out/'comfyui', weight_name=f'{cfg.method.name}.safetensors')
+    theirs = type(result.policy)(stock, 24, 48, max_tokens=48, **SAMPLED)
+    torch.testing.assert_close(images(theirs), images(result.policy), rtol=0, atol=1e-4)
