@@ -102,10 +102,11 @@ def walk_batches(
     updates: list[list[tuple[int, Tensor]]],      # `optimiser_steps`
     total: int,                                   # P·S, rows that there are
     size: int,                                    # rows in one batch
+    every: bool = True,                           # rows that no optimiser step uses too, as a walk needs them
 ) -> dict[int, list[Tensor]]:                     # noisy index → rows, batch by batch
     "The batches in which a rollout computes its noisy steps: those of the update first."
     trained = defaultdict(list)
     for step in updates:
         for j, rows in step:
             trained[plan.trained[j]].append(rows)
-    return {k: add_remaining(trained[k], total, size) for k in plan.noisy}
+    return {k: add_remaining(trained[k], total, size) if every else trained[k] for k in plan.noisy}

@@ -9,6 +9,7 @@ __all__ = ['one_velocity', 'follow_path', 'one_noisy_step', 'trunk_of_start', 'n
 # %% ../../nbs/core/15_naive.ipynb #cell-02
 import torch
 from torch import Tensor
+from .batches import used_steps
 from .method import Method
 from .noise import start_noise, step_noise
 from .rollout import Rollout
@@ -134,14 +135,18 @@ def naive_forward(
     start: Tensor,           # start noise (1, N, C)
     eps: dict[int, Tensor],  # trained index → ε (N, C) of this member
     p: int,                  # its prompt
+    used: list[int],         # indices that this member trains on: elsewhere nobody asks for its velocity
 ) -> tuple[dict, list]:      # trained index → NoisyStep; one endpoint 1 → x0 (1, N, C)
     "The image of one member, noised again."
     x0, steps = follow_path(velocity, start, plan.endpoints[0][1], plan.grid, p), {}
     for k in plan.noisy:
         sigma, target = plan.grid[k], eps[k][None] - x0
         x = noise_image(x0, eps[k][None], sigma)
-        v = one_velocity(velocity, x, sigma, p)
-        steps[k] = NoisyStep(x, v, target, matching_log_prob(target, v, sigma.reshape(1, 1, 1), method.huber), v)
+        v, old_log_prob = torch.zeros_like(x), torch.zeros(1)
+        if k in used:
+            v = one_velocity(velocity, x, sigma, p)
+            old_log_prob = matching_log_prob(target, v, sigma.reshape(1, 1, 1), method.huber)
+        steps[k] = NoisyStep(x, v, target, old_log_prob, v)
     return steps, [{1: x0}]
 
 # %% ../../nbs/core/15_naive.ipynb #cell-14
@@ -191,7 +196,6 @@ def naive_rollout(
     "The same rollout, one state at a time and nothing shared."
     shape, device, starts = policy.latent_shape, policy.device, method.starts or group_size
     single, drawn = method.explore == 'single', 1 if method.shared_noise else group_size
-    walk = naive_forward if method.explore == 'forward' else naive_chain
     plan = method.plan(policy.grid(T), seed, iteration)
     velocity = Velocity(policy, policy.encode(prompts), 1, ledger or Ledger(), method.truncate_time)
     roll = empty_rollout(prompts, plan, group_size, method.states(group_size), shape, device)
@@ -208,7 +212,12 @@ def naive_rollout(
             if single:
                 steps, endpoints = naive_branches(velocity, method, plan, trunks[s], eps, p)
                 fill_member(roll, steps, endpoints, p, g, s)
+            elif method.explore == 'forward':
+                used = used_steps(method, len(plan.trained), [prompt], group_size, seed, iteration)[:, 0, g]
+                own = [k for k, is_used in zip(plan.trained, used) if is_used]
+                steps, endpoints = naive_forward(velocity, method, plan, start[s:s + 1], eps, p, own)
+                fill_member(roll, steps, endpoints, p, g, g)
             else:
-                steps, endpoints = walk(velocity, method, plan, start[s:s + 1], eps, p)
+                steps, endpoints = naive_chain(velocity, method, plan, start[s:s + 1], eps, p)
                 fill_member(roll, steps, endpoints, p, g, g)
     return roll

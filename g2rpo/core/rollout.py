@@ -165,7 +165,7 @@ def noise_afterwards(
     plan: Plan,                        # grid, trained indices and one endpoint
     x: Tensor,                         # start noise, (P, G, N, C)
     noise,                             # index → ε (P, G or 1, N, C)
-    batches: dict[int, list[Tensor]],  # trained index → rows computed together
+    batches: dict[int, list[Tensor]],  # trained index → rows computed together, those that are trained on
     group_size: int,                   # G, members a prompt
 ) -> tuple[dict[int, NoisyStep], dict[int, Tensor]]:   # trained index → step; 1 → clean latents (1, P, G, N, C)
     "Complete from the start noise, then noise each image again."
@@ -196,7 +196,8 @@ def rollout(
     used = used_steps(method, len(plan.trained), prompts, states, seed, iteration)
     order = dealing_order(method, prompts, states, seed, iteration)
     updates = optimiser_steps(method, used, grad_batch_size, order)
-    batches = walk_batches(plan, updates, len(prompts)*states, grad_batch_size)
+    forward = method.explore == 'forward'
+    batches = walk_batches(plan, updates, len(prompts)*states, grad_batch_size, every=not forward)
     x = start_noise(policy.latent_shape, seed, iteration, prompts, starts, policy.device)
     drawn = 1 if method.shared_noise else group_size
     def noise(k): return step_noise(policy.latent_shape, seed, iteration, prompts, k, drawn, policy.device)
@@ -204,7 +205,7 @@ def rollout(
         cond = policy.encode(prompts)
     velocity = Velocity(policy, cond, grad_batch_size, ledger or Ledger(), method.truncate_time)
     completing = replace(velocity, batch_size=batch_size, exact=False)
-    walk = noise_afterwards if method.explore == 'forward' else noise_on_the_way
+    walk = noise_afterwards if forward else noise_on_the_way
     steps, x0 = walk(velocity, completing, method, plan, x, noise, batches, group_size)
     trained = [steps[k] for k in plan.trained]
     return Rollout(

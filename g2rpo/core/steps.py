@@ -80,13 +80,13 @@ def match_images(
     k: int,                 # a trained index
     x0: Tensor,             # clean latents (P, G, N, C)
     eps: Tensor,            # noise ε, as `x0`
-    batches: list[Tensor],  # rows of P·G that are computed together
-) -> NoisyStep:             # with S = G, y the right velocity and mean the policy's
+    batches: list[Tensor],  # rows of P·G that are computed together; others are not trained on, and not evaluated
+) -> NoisyStep:             # with S = G, y the right velocity and mean the policy's, 0 where not evaluated
     "Noise every image to the time of `k` and ask the policy for its velocity there."
     P, G = x0.shape[:2]
     x, target = noise_image(x0, eps, plan.grid[k]), eps - x0            # u = ε − x₀
     x_rows, targets = x.flatten(0, 1), target.flatten(0, 1)[:, None]    # (P·G, N, C), (P·G, 1, N, C)
-    v, old_log_prob = torch.empty_like(x_rows), torch.empty(P*G, 1, device=x.device)
+    v, old_log_prob = torch.zeros_like(x_rows), torch.zeros(P*G, 1, device=x.device)
     for rows in batches:
         v[rows] = velocity(x_rows[rows], plan.grid[k], rows//G, batch_size=len(rows))
         mean, std = step_kernel(method, plan, k, x_rows[rows], v[rows])
