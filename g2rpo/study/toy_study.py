@@ -128,11 +128,11 @@ def toy_gate(
 # %% ../../nbs/study/25_toy_study.ipynb #cell-15
 LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('TempFlow-GRPO > Flow-GRPO', 'tempflow_grpo', 'flow_grpo'),
-                 Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'), Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo'),
-                 Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo'),
-                 Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo'),
-                 Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo'),
-                 Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo')]
+                 Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'), Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
+                 Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo', 'holds'),
+                 Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
+                 Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
+                 Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds')]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', 'slas', 'flow_dppo', 'diffusion_nft', 'awm')
 GATE_PLACES = [ToyConfig(T=T, rho=rho, kappa=kappa) for T in (6, 10, 24)
