@@ -128,7 +128,8 @@ def toy_gate(
 # %% ../../nbs/study/25_toy_study.ipynb #cell-15
 LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('TempFlow-GRPO > Flow-GRPO', 'tempflow_grpo', 'flow_grpo'),
-                 Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'), Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
+                 Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'),
+                 Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
                  Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo', 'holds'),
                  Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
                  Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
