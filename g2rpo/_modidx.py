@@ -1155,6 +1155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'g2rpo.study.pictures.draw_interval': ( 'study/pictures.html#draw_interval',
                                                                               'g2rpo/study/pictures.py'),
                                       'g2rpo.study.pictures.forest_plot': ('study/pictures.html#forest_plot', 'g2rpo/study/pictures.py'),
+                                      'g2rpo.study.pictures.keep_picture': ('study/pictures.html#keep_picture', 'g2rpo/study/pictures.py'),
                                       'g2rpo.study.pictures.learning_curves': ( 'study/pictures.html#learning_curves',
                                                                                 'g2rpo/study/pictures.py'),
                                       'g2rpo.study.pictures.row_style': ('study/pictures.html#row_style', 'g2rpo/study/pictures.py'),

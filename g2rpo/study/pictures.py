@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICT_STYLES', 'ROW_STYLES', 'scorer_text', 'told_text', 'answer', 'draw_interval', 'forest_plot', 'row_style',
-           'curve_points', 'learning_curves', 'samples_figure']
+           'curve_points', 'learning_curves', 'samples_figure', 'keep_picture']
 
 # %% ../../nbs/study/18_pictures.ipynb #cell-02
 import base64
@@ -12,6 +12,7 @@ import io
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.lines import Line2D
+from pathlib import Path
 from .records import mean_scores, Records
 from .stats import Estimate, NO_DIFFERENCE, student_t
 from .tables import place_text
@@ -182,3 +183,17 @@ def samples_figure(
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     return fig
+
+# %% ../../nbs/study/18_pictures.ipynb #cell-24
+def keep_picture(
+    fig,          # matplotlib's figure
+    file: Path,   # PNG
+) -> None:
+    "Write a figure, unless the file shows the same but for shades that machines draw differently."
+    drawn = io.BytesIO()
+    fig.savefig(drawn, format='png', dpi=110, metadata=dict(Software=None))
+    if file.exists():
+        old, new = plt.imread(file), plt.imread(io.BytesIO(drawn.getvalue()))
+        if old.shape == new.shape and abs(old - new).max() <= 8/255:
+            return
+    file.write_bytes(drawn.getvalue())
