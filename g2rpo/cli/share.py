@@ -115,7 +115,7 @@ def comfyui_lora(
     "Adapters with their scale α/r in their values."
     from safetensors.torch import load_file, save_file
     from g2rpo.models.weights import LORA_FILE
-    scale, file = cfg.lora_alpha/cfg.lora_rank, folder/'comfyui'/f'{cfg.method.name}.safetensors'
+    scale, file = cfg.lora_alpha/cfg.lora_rank, folder/'comfyui'/'lora.safetensors'
     def folded(name, t): return t*scale if name.endswith('.lora_B.weight') else t
     file.parent.mkdir()
     save_file({name: folded(name, t) for name, t in load_file(folder/LORA_FILE).items()}, file)

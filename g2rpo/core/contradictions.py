@@ -67,6 +67,8 @@ def forward_rules(
         (forward and m.kl not in (None, 'velocity'), 'kl', 'explore',
          'there are no noisy steps to compare; use velocity'),
         (m.contrast > 0 and m.huber > 0, 'contrast', 'huber', 'each says what the loss is'),
+        (m.contrast > 0 and m.clip_range != usual['clip_range'], 'clip_range', 'contrast',
+         'there is no ratio to clip'),
     ]
 
 # %% ../../nbs/core/07_contradictions.ipynb #cell-09

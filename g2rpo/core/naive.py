@@ -13,7 +13,7 @@ from .batches import used_steps
 from .method import Method
 from .noise import start_noise, step_noise
 from .rollout import Rollout
-from .sampler import (dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step, predict_x0)
+from .sampler import dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step, predict_x0
 from .schedule import Plan
 from .steps import NoisyStep
 from .velocity import Ledger, Velocity
@@ -208,16 +208,14 @@ def naive_rollout(
             trunks = [trunk_of_start(velocity, plan, start[s:s + 1], p) for s in range(starts)]
         for g in range(group_size):
             s = g*starts//group_size
-            eps = {k: noise[k][g % drawn] for k in plan.noisy}
+            state, eps = s if single else g, {k: noise[k][g % drawn] for k in plan.noisy}
             if single:
                 steps, endpoints = naive_branches(velocity, method, plan, trunks[s], eps, p)
-                fill_member(roll, steps, endpoints, p, g, s)
             elif method.explore == 'forward':
                 used = used_steps(method, len(plan.trained), [prompt], group_size, seed, iteration)[:, 0, g]
                 own = [k for k, is_used in zip(plan.trained, used) if is_used]
                 steps, endpoints = naive_forward(velocity, method, plan, start[s:s + 1], eps, p, own)
-                fill_member(roll, steps, endpoints, p, g, g)
             else:
                 steps, endpoints = naive_chain(velocity, method, plan, start[s:s + 1], eps, p)
-                fill_member(roll, steps, endpoints, p, g, g)
+            fill_member(roll, steps, endpoints, p, g, state)
     return roll

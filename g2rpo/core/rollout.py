@@ -166,7 +166,6 @@ def noise_afterwards(
     x: Tensor,                         # start noise, (P, G, N, C)
     noise,                             # index → ε (P, G or 1, N, C)
     batches: dict[int, list[Tensor]],  # trained index → rows computed together, those that are trained on
-    group_size: int,                   # G, members a prompt
 ) -> tuple[dict[int, NoisyStep], dict[int, Tensor]]:   # trained index → step; 1 → clean latents (1, P, G, N, C)
     "Complete from the start noise, then noise each image again."
     with phase('completions'):
@@ -205,8 +204,10 @@ def rollout(
         cond = policy.encode(prompts)
     velocity = Velocity(policy, cond, grad_batch_size, ledger or Ledger(), method.truncate_time)
     completing = replace(velocity, batch_size=batch_size, exact=False)
-    walk = noise_afterwards if forward else noise_on_the_way
-    steps, x0 = walk(velocity, completing, method, plan, x, noise, batches, group_size)
+    if forward:
+        steps, x0 = noise_afterwards(velocity, completing, method, plan, x, noise, batches)
+    else:
+        steps, x0 = noise_on_the_way(velocity, completing, method, plan, x, noise, batches, group_size)
     trained = [steps[k] for k in plan.trained]
     return Rollout(
         prompts, plan, torch.stack([s.x for s in trained]), torch.stack([s.y for s in trained]),

@@ -30,11 +30,11 @@ def score_rollout(
     "Rewards of all endpoints of a rollout; NaN where a latent or its reward is not finite."
     x0 = torch.stack(list(roll.x0.values()))                         # (Λ, V, P, G, N, C)
     shape, flat = x0.shape[:4], x0.flatten(0, 3)
-    prompts = [roll.prompts[i//shape[3] % shape[2]] for i in range(len(flat))]
+    members, size = shape[3], batch_size
+    prompts = [roll.prompts[i//members % shape[2]] for i in range(len(flat))]
     finite = flat.isfinite().flatten(1).all(1).cpu()
     scores = {name: torch.full((len(flat),), torch.nan) for name in rewards}
     half = torch.autocast(flat.device.type, torch.bfloat16, enabled=precision == 'bf16')
-    members, size = shape[3], batch_size
     if any(map(sees_group, rewards.values())):                       # then groups are shown whole, or not at all
         finite, size = finite.unflatten(0, (-1, members)).all(1), max(1, batch_size//members)*members
         finite = finite.repeat_interleave(members)

@@ -265,7 +265,8 @@ def test_a_matching_loss_as_log_probability():
 @pytest.mark.parametrize('changes,word', [
     (dict(eta=.3), 'noisy steps'), (dict(window=Window()), 'noisy steps'), (dict(guard=True), 'noisy steps'),
     (dict(granularities=(1, 2)), 'noisy steps'), (dict(starts=1), 'starts=1'), (dict(credit='gain'), 'one reward'),
-    (dict(kl='exact'), 'velocity'), (dict(contrast=1.), 'what the loss is'), (dict(explore='chain'), 'noised again')])
+    (dict(kl='exact'), 'velocity'), (dict(contrast=1.), 'what the loss is'), (dict(contrast=1., huber=0.), 'no ratio'),
+    (dict(explore='chain'), 'noised again')])
 def test_what_the_forward_process_refuses(changes, word):
     with pytest.raises(InputError, match=word):
         replace(METHODS['awm'], **changes)

@@ -136,6 +136,6 @@ def test_an_export_for_comfyui(folder, tmp_path):
         assert (shapes[f'{each}.lora_A.weight'], shapes[f'{each}.lora_B.weight']) == ([4, full[1]], [full[0], 4])
     assert len(shapes) == 2*len(modules)
     stock = DiffusionPipeline.from_pretrained(folder)
-    stock.load_lora_weights(out/'comfyui', weight_name=f'{cfg.method.name}.safetensors')
+    stock.load_lora_weights(out/'comfyui', weight_name='lora.safetensors')
     theirs = type(result.policy)(stock, 24, 48, max_tokens=48, **SAMPLED)
     torch.testing.assert_close(images(theirs), images(result.policy), rtol=0, atol=1e-4)

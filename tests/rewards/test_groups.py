@@ -58,5 +58,5 @@ def test_an_evaluation_refuses_it(mini):
 def test_a_judge_must_give_probabilities():
     images = torch.rand(6, 3, 4, 4)
     for wrong in (lambda a, b, p: torch.full((len(a),), 2.), lambda a, b, p: torch.zeros(3), lambda a, b, p: 'yes'):
-        with pytest.raises(Exception, match='probabilities that the first image is better'):
+        with pytest.raises(InputError, match='probabilities that the first image is better'):
             call_reward('wins', WinRate(wrong), images, ['a']*3 + ['b']*3, members=3)
