@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACEMENTS', 'FORMS', 'ENTROPY_STD', 'shift_time', 'shift_grid', 'dynamic_mu', 'dynamic_grid', 'sd3_grid',
-           'completion_nodes', 'check_granularities', 'check_steps', 'noise_levels', 'even_nodes', 'compressed_grid',
-           'merged_span', 'noise_weights', 'Plan']
+           'completion_nodes', 'branch_paths', 'check_granularities', 'check_steps', 'noise_levels', 'even_nodes',
+           'compressed_grid', 'merged_span', 'noise_weights', 'Plan']
 
 # %% ../../nbs/core/01_schedule.ipynb #cell-02
 import math
@@ -71,6 +71,15 @@ def completion_nodes(
     if one_of('placement', placement, PLACEMENTS) == 'paper':
         return list(range(k + 1, T, lam))
     return ([k + 1] + list(range(k + 2, T + 1, lam)))[:-1]
+
+def branch_paths(
+    T: int,                           # steps of the grid
+    node: int,                        # where the branch stands
+    granularities: tuple[int, ...],   # Λ
+    placement: str,                   # one of PLACEMENTS
+) -> dict[int, list[int]]:            # λ → nodes [node, ..., T]
+    "The completion of one branch at every granularity."
+    return {lam: completion_nodes(T, node - 1, lam, placement) + [T] for lam in granularities}
 
 # %% ../../nbs/core/01_schedule.ipynb #cell-21
 def check_granularities(
@@ -155,21 +164,21 @@ def merged_span(
             return span
     return last
 
-# %% ../../nbs/core/01_schedule.ipynb #cell-40
+# %% ../../nbs/core/01_schedule.ipynb #cell-43
 def noise_weights(
     std: Tensor,  # injected standard deviation of each step, (K,)
 ) -> Tensor:      # weights, (K,)
     "Loss weight of each step in proportion to its noise, with mean 1 (TempFlow-GRPO)."
     return std/std.mean()
 
-# %% ../../nbs/core/01_schedule.ipynb #cell-43
+# %% ../../nbs/core/01_schedule.ipynb #cell-46
 @dataclass(frozen=True)
 class Plan:
     "Where noise goes on one grid in one iteration, and what is completed and scored."
     grid: Tensor              # σ, (T+1,)
     levels: Tensor            # noise level of each index, (T,)
     noisy: tuple[int, ...]    # indices that take noise
-    trained: tuple[int, ...]  # those that are trained on, a beginning of `noisy`
+    trained: tuple[int, ...]  # those of them that are trained on
     after: dict[int, int]     # noisy index → node that its step reaches
     endpoints: tuple[dict[int, list[int]], ...]   # V images that are scored: λ → nodes [state, ..., T]
     finish: Tensor | None     # times of a compressed finish after the last noisy step; None: the grid's own

@@ -58,12 +58,12 @@ def check_iteration(
 # %% ../../nbs/plan/12_doctor.ipynb #cell-11
 def smallest_step(
     cfg: Config,  # what is to run
-) -> Config:      # one prompt, one iteration, at most four members a start
+) -> Config:      # one prompt, one iteration, at most four members a start or a whole tree
     "The least of `cfg` that still takes an optimiser step by its method."
     method = cfg.method
     if method.explore == 'single':
         method = replace(method, steps=method.noisy_steps(cfg.T)[:1], spans=method.spans[:1])
-    members = min(cfg.group_size, 4*max(1, method.starts))
+    members = cfg.group_size if method.explore == 'tree' else min(cfg.group_size, 4*max(1, method.starts))
     return replace(cfg, method=method, group_size=members, prompts_per_iteration=1, iterations=1, tracker=None)
 
 def run_step(

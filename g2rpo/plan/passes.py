@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ..core.rollout import rollout
 from ..core.schedule import Plan
+from ..core.tree import states_of_levels, steps_of_levels
 from .cost import CountingPolicy, training_grid
 from .flops import flop_counts, scorer_flops
 from .memory import prompts_per_process
@@ -41,14 +42,16 @@ def walked_states(
     plan: Plan,    # of the iteration
     prompts: int,  # of the process
 ) -> int:          # states in all passes that come first
-    "P·S·(last + 1) off a trunk, P·(S·first + G·(last − first + 1)) along a chain, P·G·T to images noised afterwards."
-    if cfg.method.explore == 'forward':
-        return prompts*cfg.group_size*cfg.T
-    first, last = plan.noisy[0], plan.noisy[-1]
-    starts = cfg.method.starts or cfg.group_size
-    if cfg.method.explore == 'chain':
-        return prompts*(starts*first + cfg.group_size*(last - first + 1))
-    return prompts*starts*(last + 1)
+    "P·S·(last + 1) off a trunk, P·Σ_i S_i along a chain or a tree, P·G·T to images noised afterwards."
+    method, G, K = cfg.method, cfg.group_size, len(plan.noisy)
+    if method.explore == 'forward':
+        return prompts*G*cfg.T
+    held, total = method.starts or G, 0
+    levels = dict(zip(plan.noisy, zip(states_of_levels(method, G, K), steps_of_levels(method, G, K))))
+    for i in range(plan.noisy[-1] + 1):
+        before, after = levels.get(i, (held, held))
+        total, held = total + before, held if method.explore == 'single' else after
+    return prompts*total
 
 @lru_cache(maxsize=512)
 def count_passes(

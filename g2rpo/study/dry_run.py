@@ -114,7 +114,7 @@ def small_method(
 ) -> Method:         # the method on a grid of six steps
     "Fit a method to a rehearsal: a window of at most two steps that moves each iteration, noise without calibration."
     window = method.window and replace(method.window, size=min(method.window.size, 2), every=1)
-    return replace(method, window=window, psi=None)
+    return replace(method, window=window, widths=method.widths and (0, 2), psi=None)
 
 def small_config(
     cfg: Config,   # of a published run

@@ -9,14 +9,13 @@ __all__ = ['score_rollout', 'broken_groups', 'fill_broken', 'update_average', 'o
 import torch
 from torch import Tensor
 from ..core.advantage import transition_mask
-from ..core.batches import group_by_state
 from ..core.rollout import Rollout
 from ..core.velocity import eagerly, Ledger
 from ..errors import RunStopped
 from ..phases import phase
 from ..rewards.protocol import call_reward, sees_group
 from .sharding import clip_gradients, gradient_norms, local_tensor, sync_gradients
-from .gradient import backward_batch, check_first_ratio, take_batch, TrainState
+from .gradient import backward_batch, check_first_ratio, member_rows, take_batch, TrainState
 
 # %% ../../nbs/training/12_update.ipynb #cell-05
 def score_rollout(
@@ -76,8 +75,8 @@ def fill_broken(
     "Scores with the mean of the other groups in place of broken ones, which are masked in the loss."
     if not broken.any():
         return scores
-    for table in (roll.x, roll.y, roll.old_log_prob, roll.mean):
-        table[:, broken] = 0
+    for table in (*roll.x, *roll.y, *roll.old_log_prob, *roll.mean):
+        table[broken] = 0
     filled = {name: r.clone() for name, r in scores.items()}
     for r in filled.values():
         r[:, :, broken] = r[:, :, ~broken].mean() if (~broken).any() else 0.
@@ -135,9 +134,9 @@ def update_metrics(
         grad_norm=norms)
     return metrics | (dict(kl=mean('kl')) if any(part['kl'] is not None for parts in seen for part in parts) else {})
 
-def _kept_transitions(keep: Tensor, batches: list, states: int, accelerator) -> float:
+def _kept_transitions(keep: Tensor, batches: list, roll: Rollout, accelerator) -> float:
     "Transitions of an optimiser step that count, a mean over processes; 1 if there are none."
-    kept = torch.stack([group_by_state(keep[j], states)[rows].sum() for j, rows in batches]).sum()
+    kept = torch.stack([member_rows(roll, keep, j, rows).sum() for j, rows in batches]).sum()
     return float(accelerator.reduce(kept.to(accelerator.device), 'mean')) or 1.
 
 # %% ../../nbs/training/12_update.ipynb #cell-14
@@ -155,7 +154,7 @@ def update_policy(
         keep[:, broken] = 0
     seen, norms, once = [[] for _ in roll.steps], [], state.cfg.gather_once
     for batches in roll.updates:
-        count = _kept_transitions(keep, batches, roll.x.shape[2], state.accelerator)
+        count = _kept_transitions(keep, batches, roll, state.accelerator)
         for n, (j, rows) in enumerate(batches):
             last = n + 1 == len(batches)   # processes meet there: they may have different numbers of batches
             batch = take_batch(policy, roll, j, rows, advantage, keep)

@@ -263,8 +263,8 @@ def test_a_matching_loss_as_log_probability():
         assert found == pytest.approx([-loss, -t*((loss + 1e-10)**.25 - (1e-10)**.25)/.25], rel=1e-12)
 
 @pytest.mark.parametrize('changes,word', [
-    (dict(eta=.3), 'noisy steps'), (dict(window=Window()), 'noisy steps'), (dict(guard=True), 'noisy steps'),
-    (dict(granularities=(1, 2)), 'noisy steps'), (dict(starts=1), 'starts=1'), (dict(credit='gain'), 'one reward'),
+    (dict(eta=.3), 'noisy steps'), (dict(window=Window()), 'stretch of a chain'), (dict(guard=True), 'noisy steps'),
+    (dict(granularities=(1, 2)), 'several strides'), (dict(starts=1), 'starts=1'), (dict(credit='gain'), 'one reward'),
     (dict(kl='exact'), 'velocity'), (dict(contrast=1.), 'what the loss is'), (dict(contrast=1., huber=0.), 'no ratio'),
     (dict(explore='chain'), 'noised again')])
 def test_what_the_forward_process_refuses(changes, word):

@@ -60,7 +60,7 @@ def train_rows(folder, model, names):
         policy = open_policy(cfg)
         roll = rollout(policy, cfg.method, PROMPTS[rank:4:world], cfg.T, cfg.group_size, seed=5, iteration=2,
                        batch_size=cfg.batch_size, grad_batch_size=cfg.grad_batch_size)
-        torch.save(dict(x=roll.x, y=roll.y, x0=roll.x0), folder/f'{name}-{world}-{rank}.pt')
+        torch.save(dict(x=torch.stack(roll.x), y=roll.y, x0=roll.x0), folder/f'{name}-{world}-{rank}.pt')
         seen = counts[name] = [dict(collectives.counts)]
         train(cfg, left_of_right, PROMPTS[:4], folder/f'{name}-{world}', policy=policy,
               on_iteration=lambda row: seen.append(dict(collectives.counts)))

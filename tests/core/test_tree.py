@@ -1,0 +1,63 @@
+"Trees: one that splits once is a chain, and a shared step is trained once."
+import torch
+from dataclasses import replace
+import pytest
+from g2rpo.core.advantage import compute_advantages
+from g2rpo.core.method import Method
+from g2rpo.core.rollout import rollout
+from g2rpo.core.rows import METHODS
+from g2rpo.core.schedule import shift_grid
+from g2rpo.core.velocity import Ledger
+from g2rpo.errors import InputError
+from g2rpo.study.toy import replicated, toy_base, toy_prompts, ToyConfig, ToyPolicy, train_toy
+
+TREE = replace(METHODS['branch_grpo'], updates=1)
+
+def test_a_tree_that_splits_once_trains_as_a_chain_from_one_start():
+    chain = replace(METHODS['dance_grpo'], timestep_fraction=1., updates=1, clip_range=TREE.clip_range)
+    toy = ToyConfig(T=6, replicas=2, iterations=3, lr=1e-3)
+    once = replace(TREE, widths=(0,))
+    weights = [torch.cat([w.flatten() for w in train_toy(m, toy).parameters()]) for m in (chain, once)]
+    start = torch.cat([w.detach().flatten() for w in replicated(toy_base(), 2).parameters()])
+    assert (weights[0] - start).abs().max() > 1e-4                      # they moved
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+def test_a_level_without_a_split_has_the_credit_of_the_one_before():
+    method = replace(TREE, widths=(2, 1, 3), steps=(0, 1, 2, 3))
+    rewards = torch.rand(1, 1, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, second, third, fourth = compute_advantages(method, method.plan(shift_grid(8)), dict(r=rewards))
+    assert torch.equal(first, second) and torch.equal(third, fourth)
+    nodes = rewards[0, 0].unflatten(-1, (2, 3)).mean(-1)                # (P, 2)
+    expected = (nodes - nodes.mean(-1, keepdim=True))/(nodes.std(-1, keepdim=True) + 1e-8)
+    assert torch.allclose(first[:, ::3], expected)
+
+@pytest.mark.parametrize('pruned', [(), (0,), (2, 3)])
+def test_a_pruned_level_costs_no_gradient_and_changes_no_picture(pruned):
+    policy, ledger = ToyPolicy(replicated(toy_base(), 1)), Ledger()
+    method = replace(TREE, widths=(2, 1, 3), steps=(0, 1, 2, 3))
+    whole = rollout(policy, method, toy_prompts(1), 8, 6)
+    roll = rollout(policy, replace(method, pruned=pruned), toy_prompts(1), 8, 6, ledger=ledger)
+    kept = [k for k in range(4) if k not in pruned]
+    assert roll.steps == tuple(kept)
+    assert torch.allclose(roll.x0[1], whole.x0[1], atol=1e-6) and torch.allclose(roll.y, whole.y[kept], atol=1e-6)
+    trained = sum(len(rows) for step in roll.updates for _, rows in step)
+    assert trained == 4*sum([1, 2, 2, 6][k] for k in kept)
+    assert ledger.forwards == 4*((1 + 2 + 2 + 6) + 6*4)                 # four prompts; six leaves with four steps left
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(widths=(2, 2)), 'this one has 4'), (dict(widths=(0, 2), pruned=(7,)), 'there are 7'),
+    (dict(widths=(0, 2), pruned=tuple(range(7))), 'nobody')])
+def test_what_does_not_fit_a_group_is_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(TREE, **changes).check(8, 6)
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(widths=(2, 0)), 'widths'), (dict(shuffle=True, updates=2), 'share'), (dict(timestep_fraction=.5), 'share'),
+    (dict(normalise='joint'), 'numbers of nodes'), (dict(last_noisy=True), 'ODE'), (dict(trim=.5), 'two nodes')])
+def test_what_a_tree_cannot_have_is_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(TREE, **changes)
+
+def test_a_leaf_is_of_trees():
+    with pytest.raises(InputError, match='leaves'):
+        Method('m', normalise='leaf')
