@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'RANDOM_PIPELINES', 'random_flux', 'clip_with_projection', 'random_sd3', 'qwen_tokenizer',
-           'flux2_vae', 'random_flux2', 'random_pipeline']
+           'flux2_vae', 'random_flux2', 'random_z_image', 'random_pipeline']
 
 # %% ../../nbs/models/06_random_pipelines.ipynb #cell-02
 from ..errors import one_of
@@ -105,10 +105,31 @@ def random_flux2(
     return Flux2KleinPipeline(scheduler, vae, language_model, tokenizer, transformer)
 
 # %% ../../nbs/models/06_random_pipelines.ipynb #cell-12
-RANDOM_PIPELINES = dict(flux=random_flux, sd3=random_sd3, flux2=random_flux2)
+def random_z_image(
+    seed: int = 0,    # fixes the weights
+    width: int = 32,  # of the transformer
+    layers: int = 2,  # blocks of the transformer that see image and caption
+):                    # `ZImagePipeline`
+    "A small Z-Image."
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+    torch.manual_seed(seed)
+    tokenizer, vae = qwen_tokenizer(), tiny_vae()
+    vae.register_to_config(shift_factor=.1, scaling_factor=.7)
+    language_model = Qwen3Model(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8))
+    transformer = ZImageTransformer2DModel(
+        in_channels=vae.config.latent_channels, dim=width, n_layers=layers, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=[width//8, width//8, width//4], axes_lens=[256, 64, 64])
+    return ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.), vae, language_model, tokenizer, transformer)
+
+# %% ../../nbs/models/06_random_pipelines.ipynb #cell-14
+RANDOM_PIPELINES = dict(flux=random_flux, sd3=random_sd3, flux2=random_flux2, z_image=random_z_image)
 
 def random_pipeline(
-    family: str,    # a key of `RANDOM_PIPELINES`: flux, sd3, flux2
+    family: str,    # a key of `RANDOM_PIPELINES`: flux, sd3, flux2, z_image
     seed: int = 0,  # fixes the weights
 ):                  # a diffusers pipeline
     "A small pipeline of a family with random weights."

@@ -23,7 +23,7 @@ from helpers import left_of_right, row, thin_transformer
 PROMPTS = ['a sign that says "123" in red', '"7" written in blue', 'the number "45" in green',
            'a sign that says "6" in blue']
 SAMPLED = dict(guidance_scale=2., shift=None)     # guided, on the pipeline's own grid
-FAMILIES = ('flux', 'sd3', 'flux2')
+FAMILIES = ('flux', 'sd3', 'flux2', 'z_image')
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def folder(request, tmp_path_factory):
@@ -31,7 +31,7 @@ def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)/'pipeline'
     pipe = random_pipeline(request.param)
     if request.param == 'flux':
-        pipe.transformer = thin_transformer(pipe)      # the other two are thin
+        pipe.transformer = thin_transformer(pipe)      # the others are thin
     pipe.save_pretrained(path)
     return path
 
