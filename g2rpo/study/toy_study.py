@@ -142,7 +142,7 @@ LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
                  Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
                  Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
-                 Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo'),
+                 Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
                  Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo')]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', 'slas', 'flow_dppo', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo')

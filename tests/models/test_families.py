@@ -112,12 +112,13 @@ def test_stored_in_half_precision(folder, tmp_path):
     assert all(p.dtype == torch.float32 for p in policy.pipe.transformer.parameters() if p.requires_grad)
     assert next(policy.pipe.vae.parameters()).dtype == torch.bfloat16 and len(list((tmp_path/'cache').iterdir())) >= 3
 
-COMFYUI_NAMES = dict(   # of modules that ComfyUI maps (comfy/utils.py: flux_to_diffusers, mmdit_to_diffusers)
+COMFYUI_NAMES = dict(   # of modules that ComfyUI maps (comfy/utils.py: flux_, mmdit_, z_image_to_diffusers)
     flux=r'transformer\.(transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)'
          r'|single_transformer_blocks\.\d+\.attn\.to_[qkv])',
     sd3=r'transformer\.transformer_blocks\.\d+\.attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)',
     flux2=r'transformer\.(transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)'
-          r'|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out))')
+          r'|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out))',
+    z_image=r'transformer\.(layers|(context|noise)_refiner)\.\d+\.attention\.(to_[qkv]|to_out\.0)')
 
 def test_an_export_for_comfyui(folder, tmp_path):
     "Names and shapes as ComfyUI reads them, the scale in the values: the same image where nobody knows alpha."
