@@ -19,7 +19,7 @@ def plain(**changes):
     off = dict(gather_once=False, gather_dtype='fp32', scorer_precision='no', compiled=False, offload=True)
     return paper(**off | changes)
 
-@pytest.mark.parametrize('kind', ['flux', 'sd3', 'flux2'])
+@pytest.mark.parametrize('kind', ['flux', 'sd3', 'flux2', 'z_image'])
 @pytest.mark.parametrize('lora', [0, 4])
 def test_a_count_without_weights_is_that_of_real_tensors(kind, lora, tmp_path):
     "Also with blocks of one kind counted once, under LoRA, and with checkpointing."
