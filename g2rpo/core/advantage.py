@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'is_constant', 'group_advantage', 'global_std', 'normalise_rewards', 'normalise_tree', 'shape_advantage',
-           'scorer_weights', 'add_advantages', 'fuse_advantages', 'mix_rewards', 'compute_advantages',
-           'transition_mask']
+           'scorer_weights', 'add_advantages', 'fuse_advantages', 'gradient_weights', 'mix_rewards',
+           'compute_advantages', 'transition_mask']
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-02
 import torch
 from torch import Tensor
 from .credit import step_credit
 from .method import Method, NORMALISE
+from .sampler import kernel
 from .schedule import noise_weights, Plan
 from .tree import steps_of_levels, trained_levels, trained_numbers
 from ..errors import InputError, one_of
@@ -124,6 +125,20 @@ def fuse_advantages(
     return add_advantages({name: group_advantage(r) for name, r in rewards.items()}, weights, clip)
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-26
+def gradient_weights(
+    method: Method,  # form of its noise, and where its window may be
+    plan: Plan,      # grid and levels
+) -> Tensor:         # weights (K,), float64
+    "Weights in inverse proportion to |∂μ/∂v|/s, with mean 1 over all indices that may take noise (Flash-GRPO)."
+    zero, grid = torch.zeros(1, 1, dtype=torch.float64), plan.grid
+    def weight(k):
+        ends = grid[k], grid[plan.after.get(k, k + 1)], plan.levels[k]
+        (mean, std), (start, _) = (kernel(method.form, zero, v, *ends) for v in (zero + 1, zero))
+        return (std/(mean - start).abs()).squeeze()
+    possible = method.window.indices(len(grid) - 1) if method.window else plan.trained
+    return torch.stack([weight(k) for k in plan.trained])/torch.stack([weight(k) for k in possible]).mean()
+
+# %% ../../nbs/core/17_advantage.ipynb #cell-27
 MIXES = ('advantage', 'reward')
 
 def mix_rewards(
@@ -134,6 +149,7 @@ def mix_rewards(
     weights = scorer_weights(rewards, weights)
     return dict(sum=sum(weights[name]*r for name, r in rewards.items()))
 
+# %% ../../nbs/core/17_advantage.ipynb #cell-28
 def compute_advantages(
     method: Method,                           # credit, normalisation, clamp and weighting
     plan: Plan,                               # which indices are noisy and trained
@@ -156,12 +172,13 @@ def compute_advantages(
                 credit, method.normalise, method.eps, method.ddof, method.starts, gather, method.trim)
         advantages[name] = shape_advantage(normalised, method.adv_power)
     fused = add_advantages(advantages, weights, method.adv_clip)
-    if not method.noise_weighted:
-        return fused
-    step_weights = noise_weights(torch.stack([plan.std(k) for k in plan.trained]))
-    return fused*step_weights.to(fused)[:, None, None]
+    if method.noise_weighted:
+        fused = fused*noise_weights(torch.stack([plan.std(k) for k in plan.trained])).to(fused)[:, None, None]
+    if method.gradient_weighted:
+        fused = fused*gradient_weights(method, plan).to(fused)[:, None, None]
+    return fused
 
-# %% ../../nbs/core/17_advantage.ipynb #cell-36
+# %% ../../nbs/core/17_advantage.ipynb #cell-40
 def transition_mask(
     method: Method,     # whether anything is masked, and what
     advantage: Tensor,  # (K, P, G)

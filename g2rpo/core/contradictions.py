@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['kind_rules', 'explore_rules', 'forward_rules', 'complete_rules', 'credit_rules', 'update_rules', 'grid_rules',
-           'group_rules', 'show_field', 'refuse_broken', 'field_rules']
+           'group_rules', 'show_field', 'field_rules']
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-02
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from .credit import DENSE_CREDITS
-from .psi import Psi
 from .tree import states_of_levels, steps_of_levels, tree_rules
-from .window import Window
-from ..errors import InputError
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-05
 _ONLY_IN = (   # fields, the explorations that have them, why others do not
@@ -21,11 +18,11 @@ _ONLY_IN = (   # fields, the explorations that have them, why others do not
     ('merge_min_std spans', 'single', 'a chain already takes its noise at every step'),
     ('bf16_anchor', 'single', 'only branches leave a trunk'),
     ('granularities placement', 'single', 'only a branch is completed at several strides'),
-    ('form eta psi completion compress noise_weighted kl_mask guard', 'single chain tree',
+    ('form eta psi completion compress noise_weighted gradient_weighted kl_mask guard', 'single chain tree',
      'it is about noisy steps, and an image that is noised afterwards has none'),
-    ('shared_noise huber contrast', 'forward', 'it is about images that are noised again'),
+    ('shared_noise huber contrast preference', 'forward', 'it is about images that are noised again'),
     ('widths', 'tree', 'nothing else splits'),
-    ('pruned', 'chain tree', 'steps that nobody trains on can be left out of steps'),
+    ('pruned', 'chain tree', 'leave such steps out of steps'),
 )
 
 def kind_rules(
@@ -37,9 +34,9 @@ def kind_rules(
     return [(getattr(m, name) != usual[name] and m.explore not in where, name, 'explore', why)
             for name, where, why in kinds] + [
         ((m.explore == 'single') != (m.credit == 'branch'), 'credit', 'explore',
-         'branches have a reward of their own, and nothing else has'),
+         'only branches have a reward of their own'),
         ((m.explore == 'tree') != (m.credit == 'tree'), 'credit', 'explore',
-         'the nodes of a tree are worth what their leaves are, and nothing else has leaves')]
+         'only the nodes of a tree have leaves')]
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-06
 def explore_rules(
@@ -75,10 +72,14 @@ def forward_rules(
     return [
         (forward and m.credit != 'terminal', 'credit', 'explore', 'an image has one reward, whatever it is noised to'),
         (forward and m.starts != 0, 'starts', 'explore',
-         'without noise, members of one start are one image; with 0 each has its own'),
+         'members of one start are one image; with 0 each has its own'),
         (forward and m.kl not in (None, 'velocity'), 'kl', 'explore',
          'there are no noisy steps to compare; use velocity'),
         (m.contrast > 0 and m.huber > 0, 'contrast', 'huber', 'each says what the loss is'),
+        (m.preference > 0 and m.kl is None, 'preference', 'kl', 'it too asks the policy before training'),
+        (m.preference > 0 and m.huber + m.contrast > 0, 'preference', 'huber', 'it is about the loss itself'),
+        (m.preference > 0 and (m.update == 'per_step' or m.updates > 1), 'preference', 'updates',
+         'it is of the policy that sampled: one optimiser step takes all'),
         (m.contrast > 0 and m.clip_range != usual['clip_range'], 'clip_range', 'contrast',
          'there is no ratio to clip'),
     ]
@@ -115,7 +116,9 @@ def credit_rules(
         (m.noise_weighted and m.form in ('cps', 'ddim'), 'noise_weighted', 'form',
          'the weights are the noise of a diffusion'),
         (m.noise_weighted and m.guard, 'noise_weighted', 'guard',
-         'each takes the scale of the noise out of the loss, together they bring it back'),
+         'each takes the scale of the noise out, together they bring it back'),
+        (m.gradient_weighted and m.guard, 'gradient_weighted', 'guard', 'each takes the scale of the noise out'),
+        (m.gradient_weighted and m.noise_weighted, 'gradient_weighted', 'noise_weighted', 'each weighs steps'),
         (m.mask_whole and not m.mask_constant, 'mask_whole', 'mask_constant', 'it says what is masked'),
         (m.trim > 0 and m.normalise not in ('group', 'start'), 'trim', 'normalise',
          'rewards are left out of the mean and std of one group'),
@@ -190,19 +193,7 @@ def show_field(
 ) -> str:        # such as `eta=0.7`
     "A field and its value as an error message shows them."
     value = getattr(method, field)
-    if isinstance(value, Window):
-        return f'{field}={value.moves}({value.size})'
-    if isinstance(value, Psi):
-        return f'{field}=calibrated'
-    return f'{field}={value!r}'
-
-def refuse_broken(
-    rules: list[tuple],  # rows (broken, first setting, second setting, why)
-) -> None:               # an InputError if any is broken
-    "Refuse the first broken rule, naming both settings."
-    for broken, first, second, why in rules:
-        if broken:
-            raise InputError(f'{first} and {second} contradict each other: {why}.')
+    return f'{field}={value}' if is_dataclass(value) else f'{field}={value!r}'
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-19
 def field_rules(

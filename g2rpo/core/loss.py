@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAUSSIAN_KLS', 'clipped_surrogate', 'divergence_surrogate', 'guard_log_ratio', 'step_kl', 'velocity_kl',
-           'contrast_loss']
+           'contrast_loss', 'preference_weight']
 
 # %% ../../nbs/core/18_loss.ipynb #cell-02
 import torch
@@ -90,3 +90,13 @@ def contrast_loss(
     good = .5 + advantage/(2*limit)                                     # q
     step = beta*(v - old_v)
     return limit/beta*(good*error(old_v + step) + (1 - good)*error(old_v - step))
+
+# %% ../../nbs/core/18_loss.ipynb #cell-28
+def preference_weight(
+    advantage: Tensor,   # A of the members (..., G); 0 for those that are left out
+    loss: Tensor,        # ℓ of the policy, as `advantage`
+    reference: Tensor,   # ℓ of the policy before training, as `advantage`
+    beta: float,         # β
+) -> Tensor:             # w of each group (..., 1)
+    "DGPO's weight of a group."
+    return (beta*(advantage*(loss - reference)).mean(-1, keepdim=True)).sigmoid()

@@ -8,14 +8,14 @@ __all__ = ['EXPLORES', 'NORMALISE', 'UPDATES', 'KLS', 'Method']
 # %% ../../nbs/core/09_method.ipynb #cell-02
 from dataclasses import dataclass
 from torch import Tensor
-from .contradictions import field_rules, grid_rules, group_rules, refuse_broken
+from .contradictions import field_rules, grid_rules, group_rules
 from .credit import CREDITS, DENSE_CREDITS
 from .psi import Psi
 from .schedule import (branch_paths, check_granularities, check_steps, compressed_grid, even_nodes, FORMS,
                                  merged_span, noise_levels, PLACEMENTS, Plan)
 from .tree import trained_numbers
 from .window import Window
-from ..errors import above, all_finite, at_least, at_most, InputError, one_of
+from ..errors import above, all_finite, at_least, at_most, InputError, one_of, refuse_broken
 from ..schema import settle_types
 
 # %% ../../nbs/core/09_method.ipynb #cell-05
@@ -28,7 +28,7 @@ _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit
                       update=UPDATES, kl=(None, *KLS))
 _POSITIVE_FIELDS = ('eta', 'adv_clip', 'adv_power', 'clip_range', 'timestep_fraction')
 _LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0,
-                     kl_mask=0, huber=0, contrast=0)
+                     kl_mask=0, huber=0, contrast=0, preference=0)
 _GREATEST_VALUES = dict(ddof=1, ema_repeats=1000, adv_power=10)
 
 # %% ../../nbs/core/09_method.ipynb #cell-07
@@ -68,6 +68,7 @@ class Method:
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
     adv_power: float = 1.0                  # of the size of an advantage, which keeps its sign (SLAS: 1 + γ)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
+    gradient_weighted: bool = False         # the other way round, so that all have gradients of a size (Flash-GRPO)
     trim: float = 0.0                       # share of lowest rewards outside mean and std (MixGRPO trimmed_ratio, 0)
     mask_constant: bool = False             # transitions without advantage leave the mean of the loss (Flow-GRPO)
     mask_whole: bool = False                # mask_constant only: members without advantage at any step (TP-, TempFlow)
@@ -80,6 +81,7 @@ class Method:
     kl_mask: float = 0.0                    # in place of the clip: KL from which a step may only go back (Flow-DPPO)
     huber: float = 0.0                      # forward only: power of the loss as log-probability, 0: itself (AWM .25)
     contrast: float = 0.0                   # forward only, in place of the ratio: β of DiffusionNFT's two policies
+    preference: float = 0.0                 # forward only: β of a weight by what the group prefers already (DGPO)
     guard: bool = False                     # ratio without the scale of the noise and centred on 1 (GRPO-Guard)
     kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt
     beta: float = 0.0                       # weight of the KL

@@ -37,6 +37,8 @@ class Psi:
         if any(not 1 >= now > later >= 0 for now, later in zip(self.grid, self.grid[1:])):
             raise InputError(f'psi.grid={list(self.grid)} must be times from 1 to 0, each below the one before.')
 
+    def __str__(self): return 'calibrated'
+
     def check_grid(
         self,
         grid: Tensor,  # σ, (T+1,)

@@ -32,6 +32,8 @@ class Window:
         if self.least is not None:
             at_least('window.least', self.least, 1)
 
+    def __str__(self): return f'{self.moves}({self.size})'
+
     def hold(
         self,
         start: int,  # first index of the window
@@ -45,6 +47,13 @@ class Window:
             return math.ceil(self.every*math.exp(-.1*max(0, start - 13)))
         return self.every
 
+    def indices(
+        self,
+        T: int,    # steps of the grid
+    ) -> range:    # from 0 up
+        "Where the window may be."
+        return range(T//2 if self.half else T - 2)
+
     def steps(
         self,
         T: int,            # steps of the grid
@@ -52,7 +61,7 @@ class Window:
         iteration: int,    # iteration of the run
     ) -> tuple[int, ...]:  # indices, in order
         "The indices inside the window at an iteration."
-        limit = T//2 if self.half else T - 2
+        limit = len(self.indices(T))
         if self.size > limit:
             raise InputError(f'window.size={self.size} is wider than the {limit} indices '
                              f'it may use on a grid of T={T}.')

@@ -36,13 +36,13 @@ STUDY_ROWS = {name: StudyRow(name) for name in METHODS} | dict(
     dense_grpo=StudyRow('dense_grpo', calibrated=True),
     dense_constant=StudyRow('dense_grpo'),
 )
-TABLE_ROWS = (   # rows of the papers' tables
+TABLE_ROWS = (   # of the papers' tables
     'flow_grpo', 'dance_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo',
     'dense_grpo', 'dense_constant', 'dense_value', 'stepwise_grpo',
 )
-OTHER_ROWS = (   # further rows of the comparison
+OTHER_ROWS = (   # of the comparison
     'grpo_guard', 'flow_grpo_fast', 'mix_grpo_flash', 'tempflow_grpo', 'e_grpo', 'tp_grpo', 'flow_dppo', 'slas',
-    'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo')
+    'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo', 'flash_grpo', 'dgpo')
 
 # %% ../../nbs/study/11_setting.ipynb #cell-07
 def short_run(

@@ -50,6 +50,7 @@ class StepBatch:
     old_log_prob: Tensor  # (R, M) log-probability when it was taken
     advantage: Tensor     # (R, M)
     keep: Tensor          # (R, M) 1 where a transition counts, 0 where it is left out
+    reference: Tensor | None = None   # (R, N, C) velocity of the policy before training, where it is known already
 
 def member_rows(
     roll: Rollout,  # transitions of K steps
@@ -68,13 +69,15 @@ def take_batch(
     rows: Tensor,       # states among the P·S of that step, (R,)
     advantage: Tensor,  # (K, P, G)
     keep: Tensor,       # (K, P, G) 1 or 0
+    reference: list[Tensor] | None = None,   # velocities of the policy before training, as `roll.x`
 ) -> StepBatch:         # those of `rows`
     "The transitions of some states at the `j`-th trained step."
     S = roll.x[j].shape[1]
     def of_state(t): return t[j].flatten(0, 1)[rows]             # (R, ...)
     def of_members(t): return member_rows(roll, t, j, rows)      # (R, M, ...)
     return StepBatch(roll.plan, roll.steps[j], policy.encode(roll.prompts).take(rows//S), of_state(roll.x),
-                     of_state(roll.mean), *map(of_members, (roll.y, roll.old_log_prob, advantage, keep)))
+                     of_state(roll.mean), *map(of_members, (roll.y, roll.old_log_prob, advantage, keep)),
+                     None if reference is None else of_state(reference))
 
 # %% ../../nbs/training/11_gradient.ipynb #cell-09
 def log_probs(
@@ -112,17 +115,21 @@ def policy_loss(
     return clipped_surrogate(new, old, advantage, method.clip_range), gone > method.clip_range
 
 def reference_kl(
+    policy,             # says how many passes a velocity takes
     state: TrainState,  # has the velocity before training
     batch: StepBatch,   # transitions from R states
     now: Tensor,        # (R, N, C) velocity of the policy as it is now
     mean: Tensor,       # (R, N, C) of its noisy step
     std: Tensor,        # of the noise, (R, 1, 1)
+    ledger: Ledger,     # counts the passes
 ) -> Tensor:            # (R,), the same for all members of a state
     "KL between the noisy step of the policy and that of the policy before training."
-    method, plan, k = state.cfg.method, batch.plan, batch.k
-    time = model_time(plan.grid[k], method.truncate_time)
-    with torch.no_grad():
-        v = state.reference(batch.x, time.expand(len(batch.x)), batch.cond)
+    method, plan, k, v = state.cfg.method, batch.plan, batch.k, batch.reference
+    if v is None:
+        time = model_time(plan.grid[k], method.truncate_time)
+        with torch.no_grad():
+            v = state.reference(batch.x, time.expand(len(batch.x)), batch.cond)
+        ledger.forwards += len(batch.x)*policy.passes
     if method.kl == 'velocity':
         return velocity_kl(now, v)
     dt = float(plan.grid[k] - plan.grid[plan.after[k]])
@@ -145,9 +152,8 @@ def backward_batch(
     loss, clipped = policy_loss(method, batch, new, old, mean, std)
     loss, kl = loss*batch.keep, None
     if method.kl:
-        kl = reference_kl(state, batch, v, mean, std)
+        kl = reference_kl(policy, state, batch, v, mean, std, ledger)
         loss = loss + method.beta*kl[:, None]*batch.keep
-        ledger.forwards += states*policy.passes
     state.accelerator.backward(loss.sum()/count)
     ledger.grad_forwards += states*policy.passes
     shift = new.detach() - old

@@ -63,7 +63,7 @@ def folder(tmp_path_factory, mini):
 
 def passes(cfg, prompts, iteration):
     "How many passes a process makes at each step of the rollout, and in each optimiser step."
-    used = used_steps(cfg.method, cfg.T, prompts, cfg.group_size, cfg.seed, iteration)
+    used = used_steps(cfg.method, prompts, [cfg.group_size]*cfg.T, cfg.seed, iteration)
     updates = optimiser_steps(cfg.method, used, cfg.grad_batch_size)
     counts = []
     for j in range(cfg.T):

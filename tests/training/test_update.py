@@ -1,16 +1,19 @@
 "One iteration: the first ratio, what an update changes, and what leaves it alone."
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from g2rpo import METHODS, train
 from g2rpo.core.rollout import Rollout, rollout
 from g2rpo.core.velocity import Ledger
 from g2rpo.errors import InputError, RunStopped
 from g2rpo.models.loading import load_policy
 from g2rpo.training import gradient
-from g2rpo.training.config import open_policy
+from g2rpo.study.toy import replicated, toy_base, toy_prompts, ToyPolicy
+from g2rpo.training.config import Config, open_policy
 from g2rpo.training.gradient import ratio_tolerance, TrainState
 from g2rpo.training.update import score_rollout, update_average, update_policy
 from helpers import PROMPTS, left_of_right, row, small
@@ -214,7 +217,7 @@ def test_scores_belong_to_their_prompt_and_direction():
     L, K, P, G = 2, 3, 4, 5
     who = torch.arange(L*K*P*G, dtype=torch.float32).reshape(L, K, P, G, 1, 1)
     def reward(images, prompts): return images[:, 0, 0, 0]*10 + torch.tensor(['abcd'.index(p) for p in prompts])
-    roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [])
+    roll = Rollout(list('abcd'), None, None, None, None, None, {1: who[0], 3: who[1]}, [], [])
     table = score_rollout(LatentsAsImages(), roll, dict(r=reward), 7, Ledger())['r']
     assert torch.equal(table, who[..., 0, 0]*10 + torch.arange(P)[:, None])
 
@@ -224,3 +227,34 @@ def test_a_step_on_which_no_member_trains(mini, policy):
     cfg = small(mini, T=4, group_size=2, prompts_per_iteration=1, iterations=4, method=method)
     log = train(cfg, left_of_right, PROMPTS, policy=policy).metrics
     assert len(log) == 4 and any(0. in entry['loss'] for entry in log)
+
+def test_groups_that_prefer_already_weigh_less():
+    "DGPO's loss by autograd over whole groups, as its formula has it, gives the gradient of an update."
+    method = replace(METHODS['dgpo'], preference=40., beta=1e-9)
+    cfg = Config(method=method, height=1, width=1, precision='no', T=6, group_size=4, prompts_per_iteration=4,
+                 iterations=1, max_grad_norm=1e9)
+    policy, before = ToyPolicy(replicated(toy_base(), 1)), ToyPolicy(replicated(toy_base(), 1))
+    with torch.no_grad():
+        for n, w in enumerate(policy.transformer.parameters()):       # a policy that has moved
+            w.add_(.1*torch.randn(w.shape, generator=torch.Generator().manual_seed(n)))
+    prompts, params = toy_prompts(1), list(policy.transformer.requires_grad_(True).parameters())
+    roll = rollout(policy, method, prompts, 6, 4)
+    advantage = torch.randn(4, 4, generator=torch.Generator().manual_seed(9)).expand(3, 4, 4)     # one reward an image
+    state = TrainState(
+        cfg, params, torch.optim.SGD(params, lr=1.), Accelerator(cpu=True), reference=before.velocity)
+    start = [p.detach().clone() for p in params]
+    update_policy(policy, state, roll, advantage, Ledger())            # SGD with lr 1: the step is minus the gradient
+    found = [was - p.detach() for was, p in zip(start, params)]
+    with torch.no_grad():
+        for p, was in zip(params, start):
+            p.copy_(was)
+    expected, weights, cond = 0., [], policy.encode(prompts).take(torch.arange(4).repeat_interleave(4))
+    for j, k in enumerate(roll.steps):
+        x, u, s = roll.x[j].flatten(0, 1), roll.y[j].flatten(0, 1), roll.plan.grid[k].expand(16)
+        now, then = (((p.velocity(x, s, cond) - u)**2).mean((1, 2)).view(4, 4) for p in (policy, before))
+        weight = torch.sigmoid((advantage[j]*40.*(now - then)).sum(1)/4).detach()
+        weights += weight.tolist()
+        expected = expected + (weight[:, None]*advantage[j]*now).sum()/(3*16)
+    assert max(weights) - min(weights) > .05
+    for ours, grad in zip(found, torch.autograd.grad(expected, params)):
+        torch.testing.assert_close(ours, grad, rtol=1e-3, atol=1e-5)
