@@ -144,8 +144,8 @@ LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
                  Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
                  Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
-                 Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo'),
-                 Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo')]
+                 Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
+                 Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold')]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', 'slas', 'flow_dppo', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo',
              'flash_grpo', 'dgpo')
