@@ -68,7 +68,7 @@ class Method:
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
     adv_power: float = 1.0                  # of the size of an advantage, which keeps its sign (SLAS: 1 + γ)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
-    gradient_weighted: bool = False         # the other way round, so that all have gradients of a size (Flash-GRPO)
+    gradient_weighted: bool = False         # loss of each step over the size of its gradient (Flash-GRPO)
     trim: float = 0.0                       # share of lowest rewards outside mean and std (MixGRPO trimmed_ratio, 0)
     mask_constant: bool = False             # transitions without advantage leave the mean of the loss (Flow-GRPO)
     mask_whole: bool = False                # mask_constant only: members without advantage at any step (TP-, TempFlow)
