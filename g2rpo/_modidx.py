@@ -1191,6 +1191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'g2rpo.study.pictures.told_text': ('study/pictures.html#told_text', 'g2rpo/study/pictures.py')},
             'g2rpo.study.primary': { 'g2rpo.study.primary._records': ('study/primary.html#_records', 'g2rpo/study/primary.py'),
                                      'g2rpo.study.primary.adjust_primary': ('study/primary.html#adjust_primary', 'g2rpo/study/primary.py'),
+                                     'g2rpo.study.primary.claim_verdict': ('study/primary.html#claim_verdict', 'g2rpo/study/primary.py'),
                                      'g2rpo.study.primary.primary_verdicts': ( 'study/primary.html#primary_verdicts',
                                                                                'g2rpo/study/primary.py'),
                                      'g2rpo.study.primary.with_holm': ('study/primary.html#with_holm', 'g2rpo/study/primary.py')},

@@ -12,7 +12,7 @@ from ..files import read_json
 from .job import repo_root
 from .launch import Study
 from .pictures import draw_interval, told_text
-from .primary import primary_verdicts
+from .primary import claim_verdict, primary_verdicts
 from .records import Claim
 from .setting import ExperimentConfig
 from .stats import MARGIN
@@ -73,8 +73,9 @@ def climb(
     toy = {v['claim']: v for v in verdicts if v['scorer'] == 'held'}
     study = Study(repo_root()/'runs'/'study', 'none', tracked=folder/'runs_tiny.jsonl')
     tiny = {v['claim']: v for v in primary_verdicts(study, ExperimentConfig())}
+    def on_tiny(c): return tiny.get(c.text) or claim_verdict(study, ExperimentConfig(), c)     # primary ones by Holm
     large = _as_published(folder)
-    return [dict(claim=c.text, predicted=c.expected, a=lab_ratio(folder, c), b=toy.get(c.text), c=tiny.get(c.text),
+    return [dict(claim=c.text, predicted=c.expected, a=lab_ratio(folder, c), b=toy.get(c.text), c=on_tiny(c),
                  d=large.get((c.a, c.b)), published=published_difference(c)) for c in LADDER_CLAIMS]
 
 # %% ../../nbs/study/26_ladder.ipynb #cell-09

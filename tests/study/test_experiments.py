@@ -13,7 +13,12 @@ from pathlib import Path
 import papermill
 import pytest
 from g2rpo.cli.main import main
+from g2rpo.files import read_json
+from g2rpo.study.launch import Study
+from g2rpo.study.primary import claim_verdict
+from g2rpo.study.records import Claim
 from g2rpo.study.reproduction import experiment_names
+from g2rpo.study.setting import ExperimentConfig
 from g2rpo.study.stats import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,3 +187,14 @@ def without_time(value):
     if isinstance(value, dict):
         return {k: without_time(v) for k, v in value.items() if k != 'seconds'}
     return [without_time(v) for v in value] if isinstance(value, list) else value
+
+def test_a_claim_reads_the_same_on_the_ladder_as_in_its_experiment():
+    "Also one that is not primary; one whose runs are not there says nothing."
+    study = Study(ROOT/'runs'/'study', 'none', tracked=RESULTS/'runs_tiny.jsonl')
+    found = claim_verdict(study, ExperimentConfig(), Claim('DenseGRPO > Flow-GRPO', 'dense_grpo', 'flow_grpo'))
+    kept, = (v for v in read_json(RESULTS/'dense_reward_tiny.json')['verdicts']
+             if all(v[key] == found[key] for key in ('claim', 'at', 'scorer')))
+    assert kept['verdict'] == found['verdict']
+    for key in ('mean', 'low', 'high'):
+        assert kept[key] == pytest.approx(found[key], abs=1e-4)
+    assert claim_verdict(study, ExperimentConfig(), Claim('mine', 'e_grpo_script', 'flow_grpo')) is None
