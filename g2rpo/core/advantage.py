@@ -14,7 +14,7 @@ from .credit import step_credit
 from .method import Method, NORMALISE
 from .sampler import kernel
 from .schedule import noise_weights, Plan
-from .tree import steps_of_levels, trained_levels, trained_numbers
+from .tree import method_levels, trained_levels, trained_numbers
 from ..errors import InputError, one_of
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-05
@@ -165,7 +165,7 @@ def compute_advantages(
     for name, r in rewards.items():
         credit = step_credit(method, r, K)[:, trained_numbers(method, K)]
         if method.explore == 'tree':
-            edges = trained_levels(method, steps_of_levels(method, r.shape[-1], K))
+            edges = trained_levels(method, method_levels(method, r.shape[-1], K)[1])
             normalised = normalise_tree(method, credit, edges, r[:, -1], gather)
         else:
             normalised = normalise_rewards(

@@ -9,7 +9,7 @@ __all__ = ['kind_rules', 'explore_rules', 'forward_rules', 'complete_rules', 'cr
 # %% ../../nbs/core/08_contradictions.ipynb #cell-02
 from dataclasses import fields, is_dataclass
 from .credit import DENSE_CREDITS
-from .tree import states_of_levels, steps_of_levels, tree_rules
+from .tree import method_levels, tree_rules
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-05
 _ONLY_IN = (   # fields, the explorations that have them, why others do not
@@ -79,7 +79,8 @@ def forward_rules(
         (m.preference > 0 and m.kl is None, 'preference', 'kl', 'it too asks the policy before training'),
         (m.preference > 0 and m.huber + m.contrast > 0, 'preference', 'huber', 'it is about the loss itself'),
         (m.preference > 0 and (m.update == 'per_step' or m.updates > 1), 'preference', 'updates',
-         'it is of the policy that sampled: one optimiser step takes all'),
+         'it is of the policy that sampled: take one optimiser step'),
+        (m.preference > 0 and m.timestep_fraction < 1, 'preference', 'timestep_fraction', 'a group is weighed whole'),
         (m.contrast > 0 and m.clip_range != usual['clip_range'], 'clip_range', 'contrast',
          'there is no ratio to clip'),
     ]
@@ -121,8 +122,8 @@ def credit_rules(
         (m.gradient_weighted and m.noise_weighted, 'gradient_weighted', 'noise_weighted', 'each weighs steps'),
         (m.mask_whole and not m.mask_constant, 'mask_whole', 'mask_constant', 'it says what is masked'),
         (m.trim > 0 and m.normalise not in ('group', 'start'), 'trim', 'normalise',
-         'rewards are left out of the mean and std of one group'),
-        (m.trim >= 1, 'trim', 'normalise', 'a share of the group is below 1'),
+         'rewards are left out of one group'),
+        (m.trim >= 1, 'trim', 'normalise', 'a share is below 1'),
     ]
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-14
@@ -137,7 +138,7 @@ def update_rules(
          'members share the states they train on'),
         (m.timestep_fraction > 1, 'timestep_fraction', 'explore', 'a share is at most 1'),
         (m.updates > 1 and m.update == 'per_step', 'updates', 'update',
-         'per_step already takes one optimiser step a noisy step'),
+         'per_step takes one optimiser step a noisy step'),
         (m.shuffle and m.updates == 1, 'shuffle', 'updates', 'one optimiser step has all members'),
         (m.kl == 'flow_grpo' and m.form in ('cps', 'ddim'), 'kl', 'form',
          f'{m.form} has no diffusion coefficient; use exact'),
@@ -170,7 +171,7 @@ def group_rules(
 ) -> list[tuple]:     # rows (broken, first setting, second setting, why)
     "Rules about the size of a group."
     starts = m.starts or group_size
-    states, leaves = states_of_levels(m, group_size, steps)[-1], steps_of_levels(m, group_size, steps)[-1]
+    (*_, states), (*_, leaves) = method_levels(m, group_size, steps)
     compared = group_size//starts if m.normalise == 'start' else group_size
     group, pruned = f'group_size={group_size}', f'pruned={m.pruned}'
     return [

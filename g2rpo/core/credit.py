@@ -9,7 +9,7 @@ __all__ = ['CREDITS', 'DENSE_CREDITS', 'terminal_credit', 'branch_credit', 'gain
 # %% ../../nbs/core/06_credit.ipynb #cell-02
 import torch
 from torch import Tensor
-from .tree import steps_of_levels, tree_credit
+from .tree import method_levels, tree_credit
 
 # %% ../../nbs/core/06_credit.ipynb #cell-05
 def terminal_credit(
@@ -106,5 +106,5 @@ def step_credit(
     if method.credit == 'turning':
         return turning_credit(rewards, steps, method.first_turn, method.consistent_turns, method.balanced_turns)
     if method.credit == 'tree':
-        return tree_credit(rewards, steps_of_levels(method, rewards.shape[-1], steps))
+        return tree_credit(rewards, method_levels(method, rewards.shape[-1], steps)[1])
     return CREDITS[method.credit](rewards, steps)

@@ -16,7 +16,7 @@ from .rollout import Rollout
 from .sampler import dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step, predict_x0
 from .schedule import Plan
 from .steps import NoisyStep
-from .tree import states_of_levels, steps_of_levels, trained_levels
+from .tree import method_levels, trained_levels
 from .velocity import Ledger, Velocity
 
 # %% ../../nbs/core/16_naive.ipynb #cell-05
@@ -198,9 +198,9 @@ def naive_rollout(
     "The same rollout, one state at a time and nothing shared."
     shape, device, starts = policy.latent_shape, policy.device, method.starts or group_size
     single, plan = method.explore == 'single', method.plan(policy.grid(T), seed, iteration)
-    K, taken = len(plan.noisy), steps_of_levels(method, group_size, len(plan.noisy))
-    states, edges = trained_levels(method, states_of_levels(method, group_size, K)), trained_levels(method, taken)
-    drawn = [1]*K if method.shared_noise else taken
+    levels = method_levels(method, group_size, len(plan.noisy))
+    states, edges = (trained_levels(method, numbers) for numbers in levels)
+    drawn = [1]*len(plan.noisy) if method.shared_noise else levels[1]
     velocity = Velocity(policy, policy.encode(prompts), 1, ledger or Ledger(), method.truncate_time)
     roll = empty_rollout(prompts, plan, group_size, states, edges, shape, device)
     for p, prompt in enumerate(prompts):

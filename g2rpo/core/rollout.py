@@ -17,7 +17,7 @@ from .noise import start_noise, step_noise
 from .sampler import dpm_step, ode_step, predict_x0
 from .schedule import Plan
 from .steps import match_images, NoisyStep, take_noisy_step
-from .tree import states_of_levels, steps_of_levels
+from .tree import method_levels
 from .velocity import Ledger, Velocity
 from ..phases import phase
 
@@ -193,8 +193,8 @@ def rollout(
 ) -> Rollout:                      # transitions and endpoints
     "Roll out `method` for `prompts`."
     plan, forward = method.plan(policy.grid(T), seed, iteration), method.explore == 'forward'
-    states, edges = (dict(zip(plan.noisy, numbers)) for numbers in (
-        states_of_levels(method, group_size, len(plan.noisy)), steps_of_levels(method, group_size, len(plan.noisy))))
+    levels = method_levels(method, group_size, len(plan.noisy))
+    states, edges = (dict(zip(plan.noisy, numbers)) for numbers in levels)
     used = used_steps(method, prompts, [states[k] for k in plan.trained], seed, iteration)
     order = dealing_order(method, prompts, states[plan.noisy[0]], seed, iteration)
     updates = optimiser_steps(method, used, grad_batch_size, order)

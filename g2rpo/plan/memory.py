@@ -10,7 +10,7 @@ __all__ = ['GIB', 'MemoryEstimate', 'weight_shards', 'prompts_per_process', 'lar
 from dataclasses import dataclass
 from math import ceil
 from ..core.batches import optimiser_steps, used_steps
-from ..core.tree import states_of_levels, trained_levels
+from ..core.tree import method_levels, trained_levels
 from ..models.loading import DTYPES
 from .blueprint import find_blueprint
 from .sizes import model_facts, ModelFacts, PassPeaks, trace_passes
@@ -68,8 +68,8 @@ def largest_gradient_pass(
     "How the states of one process are dealt to gradient passes."
     prompts = [str(p) for p in range(prompts_per_process(cfg, world))]
     noisy = len(cfg.method.noisy_steps(cfg.T)) + cfg.method.last_noisy
-    states = trained_levels(cfg.method, states_of_levels(cfg.method, cfg.group_size, noisy))
-    used = used_steps(cfg.method, prompts, states, cfg.seed, 0)
+    states, _ = method_levels(cfg.method, cfg.group_size, noisy)
+    used = used_steps(cfg.method, prompts, trained_levels(cfg.method, states), cfg.seed, 0)
     steps = optimiser_steps(cfg.method, used, cfg.grad_batch_size)
     rows = max(len(rows) for batches in steps for _, rows in batches)
     return rows, max(len(batches) for batches in steps) > 1

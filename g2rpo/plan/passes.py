@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ..core.rollout import rollout
 from ..core.schedule import Plan
-from ..core.tree import states_of_levels, steps_of_levels
+from ..core.tree import method_levels
 from .cost import CountingPolicy, training_grid
 from .flops import flop_counts, scorer_flops
 from .memory import prompts_per_process
@@ -47,7 +47,7 @@ def walked_states(
     if method.explore == 'forward':
         return prompts*G*cfg.T
     held, total = method.starts or G, 0
-    levels = dict(zip(plan.noisy, zip(states_of_levels(method, G, K), steps_of_levels(method, G, K))))
+    levels = dict(zip(plan.noisy, zip(*method_levels(method, G, K))))
     for i in range(plan.noisy[-1] + 1):
         before, after = levels.get(i, (held, held))
         total, held = total + before, held if method.explore == 'single' else after

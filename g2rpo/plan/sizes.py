@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import prod
 from torch import nn, Tensor
 from ..core.rows import METHODS
-from ..core.tree import states_of_levels, trained_levels
+from ..core.tree import method_levels, trained_levels
 from ..models.policy import Policy
 from .trace import fake_mode, peak_bytes, sample_tokens, tensor_bytes, weightless_policy
 from ..training.config import Config
@@ -25,9 +25,9 @@ def latent_bytes(
 ) -> int:            # bytes
     "4·numbers·(Σ_k (3·S_k + G) + 2·V·Λ·G): what the rollout of one prompt keeps."
     plan = cfg.method.plan(policy.grid(cfg.T), cfg.seed)
-    G, levels = cfg.group_size, states_of_levels(cfg.method, cfg.group_size, len(plan.noisy))
+    G, (states, _) = cfg.group_size, method_levels(cfg.method, cfg.group_size, len(plan.noisy))
     pictures, granularities = len(plan.endpoints), len(plan.endpoints[0])
-    kept = sum(3*S + G for S in trained_levels(cfg.method, levels))
+    kept = sum(3*S + G for S in trained_levels(cfg.method, states))
     return 4*prod(policy.latent_shape)*(kept + 2*pictures*granularities*G)
 
 @dataclass(frozen=True)

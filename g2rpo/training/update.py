@@ -14,12 +14,13 @@ from ..core.loss import preference_weight
 from ..core.method import Method
 from ..core.rollout import Rollout
 from ..core.sampler import matching_log_prob
-from ..core.velocity import eagerly, Ledger, model_time
+from ..core.velocity import eagerly, Ledger
 from ..errors import RunStopped
 from ..phases import phase
 from ..rewards.protocol import call_reward, sees_group
 from .sharding import clip_gradients, gradient_norms, local_tensor, sync_gradients
-from .gradient import backward_batch, check_first_ratio, member_rows, take_batch, TrainState
+from .gradient import (backward_batch, check_first_ratio, member_rows, take_batch, TrainState,
+                                     velocity_before)
 
 # %% ../../nbs/training/12_update.ipynb #cell-05
 def score_rollout(
@@ -128,15 +129,13 @@ def reference_velocities(
     state: TrainState,  # has the velocity before training
     roll: Rollout,      # transitions of K steps, and how they are dealt to passes
     ledger: Ledger,     # counts the passes
-) -> list[Tensor]:      # K tables (P, S, N, C); 0 at states that are not trained on
+) -> list[Tensor]:      # K tables (P, S, N, C)
     "Velocities of the policy before training at all states of a rollout."
     found = [torch.zeros_like(x) for x in roll.x]
     for j, rows in (batch for step in roll.updates for batch in step):
         x, cond = roll.x[j].flatten(0, 1)[rows], policy.encode(roll.prompts).take(rows//roll.x[j].shape[1])
-        time = model_time(roll.plan.grid[roll.steps[j]], state.cfg.method.truncate_time)
-        with torch.no_grad():
-            found[j].flatten(0, 1)[rows] = state.reference(x, time.expand(len(x)), cond)
-        ledger.forwards += len(x)*policy.passes
+        sigma = roll.plan.grid[roll.steps[j]]
+        found[j].flatten(0, 1)[rows] = velocity_before(policy, state, sigma, x, cond, ledger)
     return found
 
 def weigh_groups(
@@ -148,9 +147,7 @@ def weigh_groups(
     "Advantages times the weights of their groups (DGPO)."
     before = torch.stack([matching_log_prob(y, v, y.new_ones(1, 1, 1, 1), batch_dims=2)
                           for y, v in zip(roll.y, reference)])
-    known = roll.old_log_prob != 0                                   # elsewhere nobody trains
-    weight = preference_weight(advantage*known, -roll.old_log_prob, -before, method.preference)
-    return advantage*weight
+    return advantage*preference_weight(advantage, -roll.old_log_prob, -before, method.preference)
 
 # %% ../../nbs/training/12_update.ipynb #cell-15
 def update_metrics(

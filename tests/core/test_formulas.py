@@ -357,3 +357,16 @@ def test_groups_are_balanced_one_by_one():
     rewards = torch.randn(1, 10, 2, 12, generator=torch.Generator().manual_seed(1)).cumsum(1)
     for p in range(2):
         assert torch.equal(step_credit(row, rewards, 9)[:, :, p:p + 1], step_credit(row, rewards[:, :, p:p + 1], 9))
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(updates=2), 'one optimiser step'), (dict(update='per_step'), 'one optimiser step'),
+    (dict(huber=.25), 'huber'), (dict(timestep_fraction=.5), 'weighed whole'),
+    (dict(kl=None, beta=0.), 'before training')])
+def test_what_a_weighed_group_refuses(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(METHODS['dgpo'], **changes)
+
+@pytest.mark.parametrize('changes', [dict(guard=True), dict(noise_weighted=True)])
+def test_a_step_is_weighed_once(changes):
+    with pytest.raises(InputError, match='gradient_weighted'):
+        replace(METHODS['flash_grpo'], **changes)
