@@ -111,7 +111,9 @@ def forest_plot(
 ROW_STYLES = dict(   # row → colour, line, marker
     g2rpo=('#0072B2', '-', 'o'), g2rpo_no_mgai=('#D55E00', '--', 's'), g2rpo_1_2=('#56B4E9', '-.', '^'),
     g2rpo_1_3=('#CC79A7', ':', 'v'), mix_grpo=('#009E73', '-.', 'D'), dance_grpo=('#000000', ':', 'x'),
-    flow_grpo=('#777777', '-', 'P'), dense_constant=('#E69F00', '--', 'h'), dense_grpo=('#8B5A00', '-', 'p'))
+    flow_grpo=('#777777', '-', 'P'), dense_constant=('#E69F00', '--', 'h'), dense_grpo=('#8B5A00', '-', 'p'),
+    dense_value=('#44AA99', ':', 'v'), dense_two=('#999933', '-.', 's'), stepwise_grpo=('#AA4499', '--', '^'),
+    auto=('#882255', '-', '*'))
 _SPARE = [('#0072B2', ':', 'v'), ('#D55E00', '-', '^'), ('#009E73', '--', 's'), ('#CC79A7', '-', 'D'),
           ('#E69F00', '-.', 'o'), ('#56B4E9', '--', 'P'), ('#000000', '-', 'h')]
 
