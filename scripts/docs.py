@@ -18,8 +18,9 @@ from g2rpo.structure import FOLDERS
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE, OUT = ROOT/'nbs', ROOT/'g2rpo', ROOT/'_docs'
 START = ('index', 'tutorial', 'extend')
-EXPERIMENTS = ('main_table', 'ablation_lambda', 'step_robustness', 'dense_reward', 'ablation_steps', 'auto_lambda',
-               'compare', 'cost', 'ladder', 'credit_lab', 'figures', 'pretrain_tiny')     # in reading order
+EXPERIMENTS = (      # in reading order
+    'main_table', 'ablation_lambda', 'step_robustness', 'dense_reward', 'ablation_steps', 'auto_lambda', 'compare',
+    'newer_methods', 'cost', 'ladder', 'credit_lab', 'figures', 'pretrain_tiny')
 PICTURES = ('.png', '.jpg', '.jpeg', '.svg', '.gif')
 
 @dataclass

@@ -44,7 +44,8 @@ TINY_PROTOCOL = Protocol(
 _GRANULARITIES, _DENSE = ('g2rpo_no_mgai', 'g2rpo'), ('dense_constant', 'dense_grpo')
 COMMON_RATES = dict.fromkeys(   # row → rows whose search decides its rate; others are searched for themselves
     (*_GRANULARITIES, 'g2rpo_1_2', 'g2rpo_1_3', 'second_half', 'all_steps', 'every_second', 'auto'), _GRANULARITIES
-) | dict.fromkeys((*_DENSE, 'dense_value', 'stepwise_grpo', 'dense_two'), _DENSE)
+) | dict.fromkeys((*_DENSE, 'dense_value', 'stepwise_grpo', 'dense_two'), _DENSE) | dict(
+    e_grpo=_GRANULARITIES, grpo_guard=('flow_grpo',), mix_grpo_flash=('mix_grpo',))
 
 def searched_rows(
     name: str,            # of a row
