@@ -102,8 +102,8 @@ def add_assets(commands) -> None:  # commands: sub-parsers of the whole
     texts = dict(fetch='download a scorer or a set of prompts', convert='bring in files of a scorer or of prompts')
     for name, text in texts.items():
         sub = commands.add_parser(name, help=text, description=text.capitalize() + '; pickles become safetensors.')
-        sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14 or '
-                         'aesthetic; or a set of prompts such as hpdv2_train')
+        sub.add_argument('asset', help='hps21, clip_dfn, clip_dfn384, pickscore, imagereward, bert_vocab, clip_l14, '
+                         'aesthetic, hpsv3 or qwen2_vl; or a set of prompts such as hpdv2_train')
         if name == 'convert':
             sub.add_argument('files', nargs='+', help='folder with the published files, or the file with the weights; '
                              'of a set of prompts its files')

@@ -97,18 +97,19 @@ def flop_counts(
 # %% ../../nbs/plan/06_flops.ipynb #cell-23
 @dataclass(frozen=True)
 class Tower:
-    "A transformer with an MLP four times its width."
+    "A transformer, with an MLP four times its width unless `weights` says otherwise."
     layers: int                   # n
     width: int                    # D
     tokens: int                   # L, of a picture or of the longest prompt
     patch: int = 0                # p, pixels; 0: it reads text
     seen: tuple[int, int] = ()    # S and W of the features that each layer reads besides; empty: none
+    weights: int = 0              # of the matrices of a layer; 0: 12·D²
 
     @property
     def flops(self) -> int:
-        "n·(24·D²·L + 4·L²·D) + 6·p²·D·(L − 1), and what it reads besides."
+        "n·(2·weights·L + 4·L²·D) + 6·p²·D·(L − 1), and what it reads besides."
         n, D, L = self.layers, self.width, self.tokens
-        own = n*(24*D*D*L + 4*L*L*D) + 6*self.patch**2*D*(L - 1)
+        own = n*(2*(self.weights or 12*D*D)*L + 4*L*L*D) + 6*self.patch**2*D*(L - 1)
         if not self.seen:
             return own
         S, W = self.seen
@@ -118,10 +119,12 @@ class Tower:
 _VIT_H, _VIT_H_378 = Tower(32, 1280, 16**2 + 1, 14), Tower(32, 1280, 27**2 + 1, 14)   # open_clip's ViT-H-14
 _VIT_L, _TEXT_H = Tower(24, 1024, 16**2 + 1, 14), Tower(24, 1024, 77)               # OpenAI's ViT-L/14; ViT-H-14's text
 _BLIP_VIT, _BLIP_TEXT = Tower(24, 1024, 14**2 + 1, 16), Tower(12, 768, 35, 0, (14**2 + 1, 1024))   # BLIP with BERT-base
+_QWEN_VIT, _QWEN_7B = Tower(32, 1280, 1024, 14), Tower(28, 3584, 1000, weights=233_046_016)   # with HPSv3's question
 
 SCORER_TOWERS = dict(   # scorer → its networks, by their published sizes
     hps21=(_VIT_H, _TEXT_H), clip=(_VIT_H, _TEXT_H), clip384=(_VIT_H_378, _TEXT_H), pickscore=(_VIT_H, _TEXT_H),
-    imagereward=(_BLIP_VIT, _BLIP_TEXT), aesthetic=(_VIT_L,))
+    imagereward=(_BLIP_VIT, _BLIP_TEXT), aesthetic=(_VIT_L,),
+    hpsv3=(_QWEN_VIT, _QWEN_7B))
 
 def scorer_flops(
     scorers: Iterable[str],  # names

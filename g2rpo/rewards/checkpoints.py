@@ -45,11 +45,14 @@ ASSETS = {
     'clip_l14': Asset('openai/clip-vit-large-patch14',
                       (AssetFile('model.safetensors', 1.7), AssetFile('config.json')), 'MIT'),
     'aesthetic': Asset('camenduru/improved-aesthetic-predictor', (AESTHETIC_FILE,), 'Apache-2.0'),
+    'hpsv3': Asset('MizzenAI/HPSv3', (AssetFile('HPSv3.safetensors', 16.6),), 'MIT'),
+    'qwen2_vl': Asset('Qwen/Qwen2-VL-7B-Instruct', (*TOKENIZER_FILES, AssetFile('chat_template.json')), 'Apache-2.0'),
     'bert_vocab': Asset('google-bert/bert-base-uncased', TOKENIZER_FILES, 'Apache-2.0'),
 }
 
 SCORER_ASSETS = dict(hps21=('hps21',), clip=('clip_dfn',), clip384=('clip_dfn384',), pickscore=('pickscore',),
-                     imagereward=('imagereward', 'bert_vocab'), aesthetic=('clip_l14', 'aesthetic'))   # scorer → assets
+                     imagereward=('imagereward', 'bert_vocab'), aesthetic=('clip_l14', 'aesthetic'),
+                     hpsv3=('qwen2_vl', 'hpsv3'))   # scorer → assets
 
 # %% ../../nbs/rewards/06_checkpoints.ipynb #cell-09
 def assets_dir() -> Path:   # a folder, which may not exist yet
