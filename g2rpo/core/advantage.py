@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'is_constant', 'group_advantage', 'global_std', 'normalise_rewards', 'normalise_tree', 'shape_advantage',
-           'scorer_weights', 'add_advantages', 'fuse_advantages', 'gradient_weights', 'mix_rewards',
+           'match_paths', 'scorer_weights', 'add_advantages', 'fuse_advantages', 'gradient_weights', 'mix_rewards',
            'compute_advantages', 'transition_mask']
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-02
@@ -96,6 +96,15 @@ def shape_advantage(
     return advantage if power == 1 else advantage.sign()*advantage.abs()**power
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-21
+def match_paths(
+    rewards: Tensor,   # R of the paths (P, G)
+    log_prob: Tensor,  # log-probabilities of their steps (K, P, G)
+    beta: float,       # β
+) -> Tensor:           # (P, G)
+    "What the shares of paths in their group's probability lack of those that e^(βR) asks for (TMPO)."
+    return (beta*rewards).log_softmax(-1) - log_prob.sum(0).to(rewards).log_softmax(-1)
+
+# %% ../../nbs/core/17_advantage.ipynb #cell-24
 def scorer_weights(
     rewards: dict[str, Tensor],        # scorer → rewards
     weights: dict[str, float] | None,  # scorer → weight; None: 1 each
@@ -124,7 +133,7 @@ def fuse_advantages(
     "G²RPO's advantages: normalise each group, sum over granularities and scorers, clamp."
     return add_advantages({name: group_advantage(r) for name, r in rewards.items()}, weights, clip)
 
-# %% ../../nbs/core/17_advantage.ipynb #cell-26
+# %% ../../nbs/core/17_advantage.ipynb #cell-29
 def gradient_weights(
     method: Method,  # form of its noise, and where its window may be
     plan: Plan,      # grid and levels
@@ -138,7 +147,7 @@ def gradient_weights(
     possible = method.window.indices(len(grid) - 1) if method.window else plan.trained
     return torch.stack([weight(k) for k in plan.trained])/torch.stack([weight(k) for k in possible]).mean()
 
-# %% ../../nbs/core/17_advantage.ipynb #cell-27
+# %% ../../nbs/core/17_advantage.ipynb #cell-30
 MIXES = ('advantage', 'reward')
 
 def mix_rewards(
@@ -149,19 +158,10 @@ def mix_rewards(
     weights = scorer_weights(rewards, weights)
     return dict(sum=sum(weights[name]*r for name, r in rewards.items()))
 
-# %% ../../nbs/core/17_advantage.ipynb #cell-28
-def compute_advantages(
-    method: Method,                           # credit, normalisation, clamp and weighting
-    plan: Plan,                               # which indices are noisy and trained
-    rewards: dict[str, Tensor],               # scorer → (Λ, V, P, G), of the endpoints
-    gather=None,                              # collects rows of dimension 0 from all processes, for the global std
-    weights: dict[str, float] | None = None,  # scorer → weight; None: 1 each
-    mix: str = 'advantage',                   # one of MIXES: where the weights act
-) -> Tensor:                                  # (K, P, G), of the trained steps
-    "Advantages of the trained steps from the rewards of a rollout."
-    if one_of('mix', mix, MIXES) == 'reward':
-        rewards, weights = mix_rewards(rewards, weights), None
-    advantages, K = {}, len(plan.noisy)
+# %% ../../nbs/core/17_advantage.ipynb #cell-31
+def _step_advantages(method: Method, rewards: dict, K: int, gather, weights: dict | None) -> Tensor:
+    "Each step by its own credit."
+    advantages = {}
     for name, r in rewards.items():
         credit = step_credit(method, r, K)[:, trained_numbers(method, K)]
         if method.explore == 'tree':
@@ -171,14 +171,40 @@ def compute_advantages(
             normalised = normalise_rewards(
                 credit, method.normalise, method.eps, method.ddof, method.starts, gather, method.trim)
         advantages[name] = shape_advantage(normalised, method.adv_power)
-    fused = add_advantages(advantages, weights, method.adv_clip)
+    return add_advantages(advantages, weights, method.adv_clip)
+
+def _path_advantages(method: Method, rewards: dict, log_prob: Tensor, K: int, weights: dict | None) -> Tensor:
+    "Each step by the paths it is part of."
+    def wanted(r): return group_advantage(r[:, -1:], method.eps, method.ddof, trim=method.trim)
+    worth = add_advantages({name: wanted(r) for name, r in rewards.items()}, weights, method.adv_clip)
+    lacking = match_paths(worth[0], log_prob, method.boltzmann)
+    paths = shape_advantage(lacking, method.adv_power).clamp(-method.adv_clip, method.adv_clip)
+    return step_credit(method, paths[None, None], K)[0, trained_numbers(method, K)]
+
+# %% ../../nbs/core/17_advantage.ipynb #cell-32
+def compute_advantages(
+    method: Method,                           # credit, normalisation, clamp and weighting
+    plan: Plan,                               # which indices are noisy and trained
+    rewards: dict[str, Tensor],               # scorer → (Λ, V, P, G), of the endpoints
+    gather=None,                              # collects rows of dimension 0 from all processes, for the global std
+    weights: dict[str, float] | None = None,  # scorer → weight; None: 1 each
+    mix: str = 'advantage',                   # one of MIXES: where the weights act
+    log_prob: Tensor | None = None,           # of the rollout's trained steps (K, P, G), for `boltzmann`
+) -> Tensor:                                  # (K, P, G), of the trained steps
+    "Advantages of the trained steps from the rewards of a rollout."
+    if one_of('mix', mix, MIXES) == 'reward':
+        rewards, weights = mix_rewards(rewards, weights), None
+    if method.boltzmann:
+        fused = _path_advantages(method, rewards, log_prob, len(plan.noisy), weights)
+    else:
+        fused = _step_advantages(method, rewards, len(plan.noisy), gather, weights)
     if method.noise_weighted:
         fused = fused*noise_weights(torch.stack([plan.std(k) for k in plan.trained])).to(fused)[:, None, None]
     if method.gradient_weighted:
         fused = fused*gradient_weights(method, plan).to(fused)[:, None, None]
     return fused
 
-# %% ../../nbs/core/17_advantage.ipynb #cell-40
+# %% ../../nbs/core/17_advantage.ipynb #cell-44
 def transition_mask(
     method: Method,     # whether anything is masked, and what
     advantage: Tensor,  # (K, P, G)

@@ -28,7 +28,7 @@ _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit
                       update=UPDATES, kl=(None, *KLS))
 _POSITIVE_FIELDS = ('eta', 'adv_clip', 'adv_power', 'clip_range', 'timestep_fraction')
 _LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0,
-                     kl_mask=0, huber=0, contrast=0, preference=0)
+                     kl_mask=0, huber=0, contrast=0, preference=0, boltzmann=0)
 _GREATEST_VALUES = dict(ddof=1, ema_repeats=1000, adv_power=10)
 
 # %% ../../nbs/core/09_method.ipynb #cell-07
@@ -67,6 +67,7 @@ class Method:
     eps: float = 1e-8                       # added to the std; 1e-4 in Flow-GRPO
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
     adv_power: float = 1.0                  # of the size of an advantage, which keeps its sign (SLAS: 1 + γ)
+    boltzmann: float = 0.0                  # chain, tree: β of e^(βR), to which chances of paths are matched (TMPO)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
     gradient_weighted: bool = False         # loss of each step over the size of its gradient (Flash-GRPO)
     trim: float = 0.0                       # share of lowest rewards outside mean and std (MixGRPO trimmed_ratio, 0)

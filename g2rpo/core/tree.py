@@ -78,4 +78,7 @@ def tree_rules(
         (tree and m.trim > 0, 'trim', 'explore', 'a level of a tree may have two nodes only'),
         (tree and m.normalise == 'joint', 'normalise', 'explore', 'levels of a tree have different numbers of nodes'),
         (m.normalise == 'leaf' and not tree, 'normalise', 'explore', 'nothing else has leaves'),
+        (m.boltzmann > 0 and m.explore not in ('chain', 'tree'), 'boltzmann', 'explore', 'it compares whole paths'),
+        (m.boltzmann > 0 and m.credit not in ('terminal', 'tree'), 'boltzmann', 'credit', 'a path has one reward'),
+        (m.boltzmann > 0 and m.normalise != 'group', 'boltzmann', 'normalise', 'paths of a group share a distribution'),
     ]

@@ -144,11 +144,12 @@ LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
                  Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
                  Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
+                 Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo'),
                  Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
                  Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold')]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', 'slas', 'flow_dppo', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo',
-             'flash_grpo', 'dgpo')
+             'tmpo', 'flash_grpo', 'dgpo')
 GATE_PLACES = [ToyConfig(T=T, rho=rho, kappa=kappa) for T in (6, 10, 24)
                for rho, kappa in ((0., 8.), (1., 8.), (1., 32.), (4., 8.), (4., 32.))]
 

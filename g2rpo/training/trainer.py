@@ -52,7 +52,8 @@ def credit(
     if not any_rank(accelerator, not broken.all()):
         raise RunStopped(f'{run.state.skipped[0]}, and no group is left; lower lr or eta, or check the reward.')
     weights = dict(zip(scores, cfg.weights or [1.]*len(scores)))
-    advantage = compute_advantages(cfg.method, roll.plan, scores, accelerator.gather, weights, cfg.mix)
+    advantage = compute_advantages(
+        cfg.method, roll.plan, scores, accelerator.gather, weights, cfg.mix, roll.old_log_prob)
     advantage[:, broken] = 0
     return advantage
 

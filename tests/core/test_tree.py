@@ -61,3 +61,45 @@ def test_what_a_tree_cannot_have_is_refused(changes, word):
 def test_a_leaf_is_of_trees():
     with pytest.raises(InputError, match='leaves'):
         Method('m', normalise='leaf')
+
+TMPO = replace(METHODS['tmpo'], window=None, steps=(0, 1, 2), widths=(2, 1, 3), boltzmann=1.5, adv_clip=99.)
+
+def some_paths():
+    "Rewards (1, 1, P, G) and log-probabilities (K, P, G) of two groups of six; neighbours share the first two steps."
+    draw = torch.Generator().manual_seed(0)
+    rewards = torch.rand(1, 1, 2, 6, generator=draw, dtype=torch.float64)
+    nodes = torch.randn(3, 2, 6, generator=draw, dtype=torch.float64)
+    nodes[:2] = nodes[:2, :, ::3].repeat_interleave(3, -1)
+    return rewards, nodes
+
+def test_the_gradient_of_matched_paths_is_that_of_the_released_loss():
+    "mean over paths of -A ratio, A = log softmax(βR) - log softmax(log p) (softmax_tb.py, total_loss.py@af2fa6c)."
+    rewards, log_prob = some_paths()
+    r = rewards[0, 0]
+    R = (r - r.mean(-1, keepdim=True))/(r.std(-1, correction=0, keepdim=True) + 1e-4)
+    old = log_prob.sum(0)
+    A = torch.log(torch.softmax(1.5*R, -1)) - torch.log(torch.softmax(old, -1))
+    now = [log_prob[j, :, ::n].clone().requires_grad_() for j, n in enumerate((3, 3, 1))]       # one number a node
+    path = sum(t.repeat_interleave(6//t.shape[1], -1) for t in now)
+    theirs = torch.autograd.grad(-(A*(path - old).exp()).mean(), now)
+    advantage = compute_advantages(TMPO, TMPO.plan(shift_grid(8)), dict(r=rewards), log_prob=log_prob)
+    for j, n in enumerate((3, 3, 1)):                                   # here: a mean over the nodes of each step
+        node = log_prob[j, :, ::n].clone().requires_grad_()
+        ours, = torch.autograd.grad(-(advantage[j, :, ::n]*(node - node.detach()).exp()).mean(), node)
+        assert torch.allclose(ours, theirs[j], atol=1e-12)
+
+def test_paths_as_probable_as_they_should_be_teach_nothing():
+    rewards, _ = some_paths()
+    r = rewards[0, 0]
+    R = (r - r.mean(-1, keepdim=True))/(r.std(-1, correction=0, keepdim=True) + 1e-4)
+    chain = replace(METHODS['dance_grpo'], timestep_fraction=1., boltzmann=1.5, ddof=0, eps=1e-4)
+    plan = chain.plan(shift_grid(8))
+    log_prob = (1.5*R/len(plan.trained)).expand(len(plan.trained), -1, -1)
+    assert compute_advantages(chain, plan, dict(r=rewards), log_prob=log_prob).abs().max() < 1e-12
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(normalise='leaf'), 'share a distribution'), (dict(explore='chain', widths=(), credit='gain'), 'one reward'),
+    (dict(explore='single', widths=(), credit='branch'), 'whole paths')])
+def test_what_paths_cannot_have_is_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(TMPO, **changes)
