@@ -144,7 +144,7 @@ LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
                  Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
                  Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
                  Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
-                 Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo'),
+                 Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo', 'holds'),
                  Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
                  Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold')]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
