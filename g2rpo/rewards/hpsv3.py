@@ -30,10 +30,13 @@ def hpsv3_size(
 ) -> tuple[int, int]:     # height and width it is scaled to
     "Sides that are multiples of 28, of about the published number of pixels."
     h, w = (max(TOKEN_SIDE, round(side/TOKEN_SIDE)*TOKEN_SIDE) for side in (height, width))
-    if h*w == HPSV3_PIXELS:
-        return h, w
-    whole, scale = (floor if h*w > HPSV3_PIXELS else ceil), sqrt(HPSV3_PIXELS/(height*width))
-    return tuple(max(TOKEN_SIDE, whole(side*scale/TOKEN_SIDE)*TOKEN_SIDE) for side in (height, width))
+    if h*w > HPSV3_PIXELS:                             # in the published order, which decides where it comes out even
+        scale = sqrt(height*width/HPSV3_PIXELS)
+        h, w = (max(TOKEN_SIDE, floor(side/scale/TOKEN_SIDE)*TOKEN_SIDE) for side in (height, width))
+    elif h*w < HPSV3_PIXELS:
+        scale = sqrt(HPSV3_PIXELS/(height*width))
+        h, w = (ceil(side*scale/TOKEN_SIDE)*TOKEN_SIDE for side in (height, width))
+    return h, w
 
 # %% ../../nbs/rewards/09_hpsv3.ipynb #cell-06
 def vision_patches(
@@ -106,7 +109,8 @@ class HpsV3Network(nn.Module):
         positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         hidden = self.body(input_ids=ids, attention_mask=mask, position_ids=positions, pixel_values=patches,
                            image_grid_thw=grid, use_cache=False).last_hidden_state
-        return self.head(hidden[ids == token].float())
+        with torch.autocast(ids.device.type, enabled=False):            # the head stays in fp32
+            return self.head(hidden[ids == token].float())
 
 # %% ../../nbs/rewards/09_hpsv3.ipynb #cell-14
 def empty_hpsv3(
@@ -149,7 +153,7 @@ def hpsv3_question() -> tuple[str, Path]:   # with {text_prompt} for the prompt;
 
 # %% ../../nbs/rewards/09_hpsv3.ipynb #cell-18
 class HpsV3(Scorer):
-    "HPSv3, about 0 to 15."
+    "HPSv3, 10.4 on average for Flux.1-dev on its own benchmark."
     batch_size = 8
 
     def __init__(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from g2rpo.errors import InputError
 from g2rpo.rewards.checkpoints import convert_asset
-from g2rpo.rewards.hpsv3 import empty_hpsv3, HpsV3, hpsv3_key, hpsv3_question, qwen2_vl_config
+from g2rpo.rewards.hpsv3 import empty_hpsv3, HpsV3, hpsv3_key, hpsv3_question, hpsv3_size, qwen2_vl_config
 from g2rpo.rewards.load import load_rewards
 from g2rpo.rewards.shapes import check_asset, module_shapes
 from safetensors.torch import load_file, save_file
@@ -77,6 +77,11 @@ def test_the_published_scores(folders):
     images = (picture(96, 64), picture(64, 96))
     scores = torch.cat([scorer(image[None], [prompt]) for image, prompt in zip(images, PROMPTS)])
     torch.testing.assert_close(scores, torch.tensor(PUBLISHED), rtol=0, atol=1e-5)
+
+@pytest.mark.parametrize('size,wanted', [
+    ((1024, 1024), (448, 448)), ((768, 768), (420, 420)), ((288, 1152), (196, 868)), ((320, 2000), (168, 1120)),
+    ((400, 1600), (224, 896)), ((64, 96), (392, 560)), ((448, 448), (448, 448))])
+def test_pictures_have_the_published_size(size, wanted): assert hpsv3_size(*size) == wanted
 
 def test_padding_changes_nothing(folders):
     scorer, images = load(folders), torch.stack([picture(64, 64), picture(64, 64).flip(1)])
