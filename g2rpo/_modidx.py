@@ -1380,6 +1380,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'g2rpo/study/toy_study.py'),
                                        'g2rpo.study.toy_study._kept': ('study/toy_study.html#_kept', 'g2rpo/study/toy_study.py'),
                                        'g2rpo.study.toy_study._record': ('study/toy_study.html#_record', 'g2rpo/study/toy_study.py'),
+                                       'g2rpo.study.toy_study._study_rows': ( 'study/toy_study.html#_study_rows',
+                                                                              'g2rpo/study/toy_study.py'),
                                        'g2rpo.study.toy_study.gate_study': ('study/toy_study.html#gate_study', 'g2rpo/study/toy_study.py'),
                                        'g2rpo.study.toy_study.kept_records': ( 'study/toy_study.html#kept_records',
                                                                                'g2rpo/study/toy_study.py'),

@@ -10,7 +10,10 @@ __all__ = ['TOY_RATES', 'TOY_SEARCH', 'ROW_MGAI', 'LADDER_CLAIMS', 'TOY_NAMES', 
 # %% ../../nbs/study/25_toy_study.ipynb #cell-02
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from ..core.method import Method
 from ..core.psi import Psi
@@ -24,6 +27,7 @@ from .records import Claim, judge_claims, Records
 from .setting import short_run, STUDY_ROWS
 from .toy import (HELD_OUT, replicated, toy_base, toy_cost, toy_prompts, toy_reward, toy_scores,
                              ToyConfig, ToyPolicy, train_toy)
+from .workers import single_threaded
 from ..training.calibrate import calibrate, Calibration
 from ..training.config import Config
 from ..training.evaluate import code_version, machine_name
@@ -134,19 +138,21 @@ def toy_gate(
     return dict(gate=asked(found), low=low, high=high)
 
 # %% ../../nbs/study/25_toy_study.ipynb #cell-15
-LADDER_CLAIMS = [*TINY_PROTOCOL.primary,
-                 Claim('TempFlow-GRPO > Flow-GRPO', 'tempflow_grpo', 'flow_grpo'),
-                 Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'),
-                 Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
-                 Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo', 'holds'),
-                 Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
-                 Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
-                 Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
-                 Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
-                 Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
-                 Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo', 'holds'),
-                 Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
-                 Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold')]
+LADDER_CLAIMS = [
+    *TINY_PROTOCOL.primary,
+    Claim('TempFlow-GRPO > Flow-GRPO', 'tempflow_grpo', 'flow_grpo'),
+    Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'),
+    Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
+    Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo', 'holds'),
+    Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
+    Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
+    Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
+    Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
+    Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
+    Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo', 'holds'),
+    Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
+    Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold'),
+]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', 'slas', 'flow_dppo', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo',
              'tmpo', 'flash_grpo', 'dgpo')
@@ -167,20 +173,26 @@ def _kept(file: Path, budget: int, replicas: int, make: Callable) -> dict:
                          'name another folder of results.')
     return stored
 
+def _study_rows(names: tuple[str, ...], toy: ToyConfig) -> dict:
+    "What is kept of rows that share a search."
+    began, (records, rates) = time.time(), toy_records(toy_rows(*names), toy)
+    kept = kept_records(records) | dict(rates=rates, codes=dict.fromkeys(names, code_version()))
+    return kept | dict(seconds=round(time.time() - began))
+
 def toy_study(
     file: Path,      # where it is kept
     replicas: int,   # seeds of every row
     budget: int,     # forward equivalents of a prompt of each seed
 ) -> tuple[dict, Records, list[dict]]:   # what is kept, its records, and a verdict for each claim of the ladder
-    "Rung b: rows of the papers on the flow in three dimensions."
+    "Rung b: rows of the papers on the flow in three dimensions, a search at once for each core."
     toy, by_row = ToyConfig(budget, replicas=replicas), ('codes', 'rates', 'spent', 'rows')
     stored = _kept(file, budget, replicas, lambda: {name: {} for name in by_row})
-    for names in dict.fromkeys(search_group(name, TOY_NAMES) for name in TOY_NAMES if name not in stored['rows']):
-        began, (records, rates) = time.time(), toy_records(toy_rows(*names), toy)
-        found = kept_records(records) | dict(rates=rates, codes=dict.fromkeys(names, code_version()))
-        seconds = stored['seconds'] + round(time.time() - began)
-        stored |= dict(base=found['base'], seconds=seconds) | {name: stored[name] | found[name] for name in by_row}
-        write_json(file, stored)
+    missing = dict.fromkeys(search_group(name, TOY_NAMES) for name in TOY_NAMES if name not in stored['rows'])
+    with single_threaded(), ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
+        for found in pool.map(_study_rows, missing, repeat(toy)):
+            stored |= {name: stored[name] | found[name] for name in by_row}
+            stored |= dict(base=found['base'], seconds=stored['seconds'] + found['seconds'])
+            write_json(file, stored)
     records = read_kept(stored)
     return stored, records, judge_claims(records, LADDER_CLAIMS, ('budget',), ('held', 'trained'))
 
