@@ -54,7 +54,7 @@ def search_group(
     name: str,              # a row
     rows: Iterable[str],    # that are run
 ) -> tuple[str, ...]:       # of `rows`
-    "The rows that share a search for the learning rate with `name`, itself among them."
+    "The rows whose search decides the rate of `name`, itself if none of them is run."
     return tuple(each for each in searched_rows(name) if each in rows) or (name,)
 
 def toy_rate(
@@ -173,8 +173,8 @@ def _kept(file: Path, budget: int, replicas: int, make: Callable) -> dict:
                          'name another folder of results.')
     return stored
 
-def _study_rows(names: tuple[str, ...], toy: ToyConfig) -> dict:
-    "What is kept of rows that share a search."
+def _study_rows(names: list[str], toy: ToyConfig) -> dict:
+    "What is kept of rows that share a rate."
     began, (records, rates) = time.time(), toy_records(toy_rows(*names), toy)
     kept = kept_records(records) | dict(rates=rates, codes=dict.fromkeys(names, code_version()))
     return kept | dict(seconds=round(time.time() - began))
@@ -184,10 +184,13 @@ def toy_study(
     replicas: int,   # seeds of every row
     budget: int,     # forward equivalents of a prompt of each seed
 ) -> tuple[dict, Records, list[dict]]:   # what is kept, its records, and a verdict for each claim of the ladder
-    "Rung b: rows of the papers on the flow in three dimensions, a search at once for each core."
+    "Rung b: rows of the papers on the flow in three dimensions, on all cores."
     toy, by_row = ToyConfig(budget, replicas=replicas), ('codes', 'rates', 'spent', 'rows')
     stored = _kept(file, budget, replicas, lambda: {name: {} for name in by_row})
-    missing = dict.fromkeys(search_group(name, TOY_NAMES) for name in TOY_NAMES if name not in stored['rows'])
+    groups = {}
+    for name in TOY_NAMES:
+        groups.setdefault(search_group(name, TOY_NAMES), []).append(name)
+    missing = [names for names in groups.values() if not stored['rows'].keys() >= set(names)]
     with single_threaded(), ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
         for found in pool.map(_study_rows, missing, repeat(toy)):
             stored |= {name: stored[name] | found[name] for name in by_row}
