@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import read_json
 from ..foreign import foreign
 from .checkpoints import find_asset, load_asset_weights
-from .preference import load_exactly, Scorer
+from .preference import load_exactly, load_transformers, Scorer
 from .preprocess import clip_normalise, to_pil
 
 # %% ../../nbs/rewards/09_hpsv3.ipynb #cell-05
@@ -129,11 +129,7 @@ def load_hpsv3(
     here = {hpsv3_key(key): value for key, value in state.items() if hpsv3_key(key)}
     def part(name): return {key.removeprefix(name): value for key, value in here.items() if key.startswith(name)}
     dtype = here['body.language_model.embed_tokens.weight'].dtype
-    body, found = Qwen2VLModel.from_pretrained(None, config=config, state_dict=part('body.'), dtype=dtype,
-                                               output_loading_info=True)
-    if found['missing_keys'] or found['mismatched_keys']:
-        lacking = sorted(found['missing_keys']) or sorted(found['mismatched_keys'])
-        raise InputError(f'the weights of hpsv3 do not fit its architecture, as under {lacking[0]}.')
+    body = load_transformers(Qwen2VLModel, None, 'hpsv3', config=config, state_dict=part('body.'), dtype=dtype)
     head = {key: value.float() for key, value in part('head.').items()}
     return HpsV3Network(body, load_exactly(hpsv3_head(config.text_config.hidden_size), head, "hpsv3's head"))
 

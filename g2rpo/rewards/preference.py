@@ -118,13 +118,14 @@ def load_clip_score(
 
 # %% ../../nbs/rewards/07_preference.ipynb #cell-15
 def load_transformers(
-    kind: type,         # a network of transformers
-    folder: Path,       # with its config and weights
-    name: str,          # whose weights they are, for the message
+    kind: type,            # a network of transformers
+    folder: Path | None,   # with its config and weights; None: they are among `given`
+    name: str,             # whose weights they are, for the message
+    **given,               # what else `from_pretrained` is told
 ) -> nn.Module:         # the network
-    "A network of transformers whose every weight comes from a folder."
+    "A network of transformers whose every weight is given."
     with foreign(f'the weights of {name} do not fit its architecture'):
-        model, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        model, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **given)
     if missing := sorted(found['missing_keys']):
         raise InputError(f'the weights of {name} do not fit its architecture: '
                          f'{len(missing)} missing such as {missing[:2]}.')
