@@ -22,6 +22,8 @@ from .weights import quiet_loading
 TINY = Path(g2rpo.__file__).parent/'tiny_flux'               # the embedded pipeline, part of the wheel
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)       # types that weights may be stored in
 PRECISIONS = ('no', 'bf16')                                  # autocast that a transformer may compute under
+# rms_norm says this under autocast on a CPU
+warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')
 
 def fast_precision() -> str:   # no or bf16
     "The autocast that is fast on this machine: bf16 on GPUs, and on CPUs with units for it; elsewhere it is emulated."

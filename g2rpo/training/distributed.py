@@ -153,8 +153,6 @@ def make_accelerator(
     from accelerate.tracking import get_available_trackers
     if cfg.tracker and cfg.tracker not in map(str, get_available_trackers()):
         raise InputError(f'tracker={cfg.tracker!r} is not installed; run: pip install {cfg.tracker}')
-    # rms_norm says this under autocast on a CPU
-    warnings.filterwarnings('ignore', message='Mismatch dtype between input and weight')
     warnings.filterwarnings('ignore', message='find_unused_parameters=True')
     warnings.filterwarnings('ignore', message='FSDP2-wrapped module')    # its output is never changed in place
     AcceleratorState._reset_state()  # a notebook may train again; processes stay as they are

@@ -1,5 +1,7 @@
 "What a run will need, against what it took; and what the doctor says of machines and folders that cannot."
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -96,6 +98,11 @@ def test_a_machine_that_can(capsys):
     assert main(['doctor']) == 0
     said = capsys.readouterr().out
     assert 'This machine can run tiny.' in said and 'FAIL' not in said and 'first ratio 1 to the last bit' in said
+
+def test_autocast_on_a_cpu_is_no_reason_to_warn():
+    command = [sys.executable, '-m', 'g2rpo.cli', 'doctor', '--precision', 'bf16']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr
 
 def test_a_machine_that_cannot(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv('G2RPO_ASSETS', str(tmp_path/'assets'))
