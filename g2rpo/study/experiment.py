@@ -7,6 +7,7 @@ __all__ = ['combined_verdict', 'Experiment']
 
 # %% ../../nbs/study/20_experiment.ipynb #cell-02
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from ..core.method import Method
@@ -169,9 +170,13 @@ class Experiment:
             display(figure)
             plt.close(figure)
 
-    def show_curves(self, records: Records) -> None:  # records: what `run` returned
+    def show_curves(
+        self,
+        records: Records,           # what `run` returned
+        names: Iterable[str] = (),  # rows that are shown; empty: all
+    ) -> None:
         "Scores against cost."
-        self._show_figure(learning_curves(records, self.scorers[:2], self.setting.trained))
+        self._show_figure(learning_curves(records, self.scorers[:2], self.setting.trained, names))
 
     def show_gains(
         self,

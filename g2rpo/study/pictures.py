@@ -11,6 +11,7 @@ import base64
 import io
 import matplotlib.pyplot as plt
 import torch
+from collections.abc import Iterable
 from matplotlib.lines import Line2D
 from pathlib import Path
 from .records import mean_scores, Records
@@ -157,10 +158,11 @@ def learning_curves(
     records: Records,          # runs of all rows, and the base model
     scorers: tuple[str, ...],  # a panel each
     trained: tuple[str, ...],  # scorers that were trained on
+    names: Iterable[str] = (), # rows that are shown; empty: all
 ):                             # matplotlib's figure
     "Scores against cost, with bands over seeds."
     fig, axes = plt.subplots(1, len(scorers), figsize=(11, 3.3), sharey=True, squeeze=False, layout='constrained')
-    names = list(records.rows)
+    names = [*(names or records.rows)]
     for ax, scorer in zip(axes[0], scorers):
         for name in names:
             points, style = curve_points(records, name, scorer), row_style(name, names)
