@@ -91,9 +91,11 @@ def normalise_tree(
 def shape_advantage(
     advantage: Tensor,  # A, any shape
     power: float = 1.,  # p; 1: as it is
+    bound: float = 0.,  # η; 0: as it is
 ) -> Tensor:            # as `advantage`
-    "sign(A) |A|^p: super-linear for p above 1 (SLAS)."
-    return advantage if power == 1 else advantage.sign()*advantage.abs()**power
+    "sign(A) |A|^p, super-linear for p above 1 (SLAS), then η tanh(A/η) (V-GRPO)."
+    shaped = advantage if power == 1 else advantage.sign()*advantage.abs()**power
+    return bound*(shaped/bound).tanh() if bound else shaped
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-21
 def match_paths(
@@ -170,7 +172,7 @@ def _step_advantages(method: Method, rewards: dict, K: int, gather, weights: dic
         else:
             normalised = normalise_rewards(
                 credit, method.normalise, method.eps, method.ddof, method.starts, gather, method.trim)
-        advantages[name] = shape_advantage(normalised, method.adv_power)
+        advantages[name] = shape_advantage(normalised, method.adv_power, method.soft_clip)
     return add_advantages(advantages, weights, method.adv_clip)
 
 def _path_advantages(method: Method, rewards: dict, log_prob: Tensor, K: int, weights: dict | None) -> Tensor:
@@ -178,7 +180,7 @@ def _path_advantages(method: Method, rewards: dict, log_prob: Tensor, K: int, we
     def wanted(r): return group_advantage(r[:, -1:], method.eps, method.ddof, trim=method.trim)
     worth = add_advantages({name: wanted(r) for name, r in rewards.items()}, weights, method.adv_clip)
     lacking = match_paths(worth[0], log_prob, method.boltzmann)
-    paths = shape_advantage(lacking, method.adv_power).clamp(-method.adv_clip, method.adv_clip)
+    paths = shape_advantage(lacking, method.adv_power, method.soft_clip).clamp(-method.adv_clip, method.adv_clip)
     return step_credit(method, paths[None, None], K)[0, trained_numbers(method, K)]
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-32

@@ -38,6 +38,13 @@ def used_steps(
 ) -> list[Tensor]:       # K tables (P, S) bool
     "Which of K steps each state trains on."
     K, used = len(states), [torch.ones(len(prompts), S, dtype=torch.bool) for S in states]
+    if method.strata:
+        for p, prompt in enumerate(prompts):
+            chance = keyed_noise((K,), 'used', seed, iteration, prompt)
+            drawn = [int(part[chance[part].argmax()]) for part in torch.arange(K).tensor_split(method.strata)]
+            for j in set(range(K)) - set(drawn):
+                used[j][p] = False
+        return used
     keep = max(1, int(K*method.timestep_fraction))
     if keep == K:
         return used

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['kind_rules', 'explore_rules', 'forward_rules', 'complete_rules', 'credit_rules', 'update_rules', 'grid_rules',
-           'group_rules', 'show_field', 'field_rules']
+           'show_field', 'field_rules']
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-02
 from dataclasses import fields, is_dataclass
 from .credit import DENSE_CREDITS
-from .tree import method_levels, tree_rules
+from .tree import tree_rules
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-05
 _ONLY_IN = (   # fields, the explorations that have them, why others do not
@@ -20,7 +20,7 @@ _ONLY_IN = (   # fields, the explorations that have them, why others do not
     ('granularities placement', 'single', 'only a branch is completed at several strides'),
     ('form eta psi completion compress noise_weighted gradient_weighted kl_mask guard', 'single chain tree',
      'it is about noisy steps, and an image that is noised afterwards has none'),
-    ('shared_noise huber contrast preference', 'forward', 'it is about images that are noised again'),
+    ('shared_noise strata huber adaptive contrast preference', 'forward', 'it is about images that are noised again'),
     ('widths', 'tree', 'nothing else splits'),
     ('pruned', 'chain tree', 'leave such steps out of steps'),
 )
@@ -69,18 +69,23 @@ def forward_rules(
 ) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about images that are noised again."
     forward, usual = m.explore == 'forward', {field.name: field.default for field in fields(m)}
+    losses = [name for name in ('huber', 'adaptive', 'contrast') if getattr(m, name)]
     return [
         (forward and m.credit != 'terminal', 'credit', 'explore', 'an image has one reward, whatever it is noised to'),
         (forward and m.starts != 0, 'starts', 'explore',
          'members of one start are one image; with 0 each has its own'),
         (forward and m.kl not in (None, 'velocity'), 'kl', 'explore',
          'there are no noisy steps to compare; use velocity'),
-        (m.contrast > 0 and m.huber > 0, 'contrast', 'huber', 'each says what the loss is'),
+        (len(losses) > 1, *[*losses, 'huber', 'contrast'][:2], 'each says what the loss is'),
         (m.preference > 0 and m.kl is None, 'preference', 'kl', 'it too asks the policy before training'),
-        (m.preference > 0 and m.huber + m.contrast > 0, 'preference', 'huber', 'it is about the loss itself'),
+        (m.preference > 0 and losses, 'preference', [*losses, 'huber'][0], 'it is about the loss itself'),
         (m.preference > 0 and (m.update == 'per_step' or m.updates > 1), 'preference', 'updates',
          'it is of the policy that sampled: take one optimiser step'),
         (m.preference > 0 and m.timestep_fraction < 1, 'preference', 'timestep_fraction', 'a group is weighed whole'),
+        (m.preference > 0 and m.strata > 0, 'preference', 'strata', 'a group is weighed whole'),
+        (m.strata > 0 and m.timestep_fraction < 1, 'strata', 'timestep_fraction', 'each says which steps are used'),
+        (m.strata > 0 and m.update == 'per_step', 'strata', 'update',
+         'a step on which no member trains would have no optimiser step'),
         (m.contrast > 0 and m.clip_range != usual['clip_range'], 'clip_range', 'contrast',
          'there is no ratio to clip'),
     ]
@@ -162,29 +167,7 @@ def grid_rules(
          f'nothing is trained on the last index, {T - 1}; leave it out'),
         (len(steps) == 1 and m.credit in DENSE_CREDITS, shown, f'credit={m.credit!r}',
          'a gain compares states along several noisy steps'),
-    ]
-
-def group_rules(
-    m,                # a `Method`
-    group_size: int,  # G, members a prompt
-    steps: int,       # noisy steps
-) -> list[tuple]:     # rows (broken, first setting, second setting, why)
-    "Rules about the size of a group."
-    starts = m.starts or group_size
-    (*_, states), (*_, leaves) = method_levels(m, group_size, steps)
-    compared = group_size//starts if m.normalise == 'start' else group_size
-    group, pruned = f'group_size={group_size}', f'pruned={m.pruned}'
-    return [
-        (group_size % starts, group, f'starts={m.starts}', 'each start needs the same number of members'),
-        (m.explore == 'single' and group_size < 2*starts, group, f'starts={m.starts}',
-         'branches of one start are compared, so each needs two'),
-        (m.trim > 0 and compared - int(compared*m.trim) < 2, group, f'trim={m.trim}',
-         'a mean and a std take two members'),
-        (leaves != group_size, f'widths={m.widths}', group, f'a tree has a leaf a member, and this one has {leaves}'),
-        (m.pruned and max(m.pruned) >= steps, pruned, 'steps', f'they are numbered from 0, and there are {steps}'),
-        (len(set(m.pruned)) == steps, pruned, 'steps', 'nobody would train'),
-        (m.updates > states, f'updates={m.updates}', group,
-         f'an optimiser step needs a state of its own, and there are {states} a prompt'),
+        (m.strata > len(steps), f'strata={m.strata}', shown, 'each part needs a step'),
     ]
 
 # %% ../../nbs/core/08_contradictions.ipynb #cell-18

@@ -9,6 +9,7 @@ __all__ = ['GAUSSIAN_KLS', 'clipped_surrogate', 'divergence_surrogate', 'guard_l
 # %% ../../nbs/core/18_loss.ipynb #cell-02
 import torch
 from torch import Tensor
+from .sampler import clean_log_prob
 from ..errors import one_of
 
 # %% ../../nbs/core/18_loss.ipynb #cell-05
@@ -83,10 +84,7 @@ def contrast_loss(
     batch_dims: int = 1,  # leading dimensions that stay
 ) -> Tensor:              # loss of each transition (B,)
     "DiffusionNFT's loss: good images by the policy beyond v_old, bad ones by that on the other side."
-    def error(policy):
-        off = sigma*(policy - target)                                   # of the clean image
-        size = off.detach().abs().flatten(batch_dims).mean(-1).clamp(min=1e-5)
-        return (off**2).flatten(batch_dims).mean(-1)/size
+    def error(policy): return -clean_log_prob(target, policy, sigma, batch_dims)
     good = .5 + advantage/(2*limit)                                     # q
     step = beta*(v - old_v)
     return limit/beta*(good*error(old_v + step) + (1 - good)*error(old_v - step))

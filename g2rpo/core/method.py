@@ -8,12 +8,12 @@ __all__ = ['EXPLORES', 'NORMALISE', 'UPDATES', 'KLS', 'Method']
 # %% ../../nbs/core/09_method.ipynb #cell-02
 from dataclasses import dataclass
 from torch import Tensor
-from .contradictions import field_rules, grid_rules, group_rules
+from .contradictions import field_rules, grid_rules
 from .credit import CREDITS, DENSE_CREDITS
 from .psi import Psi
 from .schedule import (branch_paths, check_granularities, check_steps, compressed_grid, even_nodes, FORMS,
                                  merged_span, noise_levels, PLACEMENTS, Plan)
-from .tree import trained_numbers
+from .tree import group_rules, trained_numbers
 from .window import Window
 from ..errors import above, all_finite, at_least, at_most, InputError, one_of, refuse_broken
 from ..schema import settle_types
@@ -28,14 +28,14 @@ _FIELD_CHOICES = dict(explore=EXPLORES, form=FORMS, placement=PLACEMENTS, credit
                       update=UPDATES, kl=(None, *KLS))
 _POSITIVE_FIELDS = ('eta', 'adv_clip', 'adv_power', 'clip_range', 'timestep_fraction')
 _LEAST_VALUES = dict(starts=0, updates=1, ddof=0, beta=0, ema=0, ema_repeats=1, eps=0, merge_min_std=0, trim=0,
-                     kl_mask=0, huber=0, contrast=0, preference=0, boltzmann=0)
+                     kl_mask=0, huber=0, contrast=0, preference=0, boltzmann=0, strata=0, soft_clip=0)
 _GREATEST_VALUES = dict(ddof=1, ema_repeats=1000, adv_power=10)
 
 # %% ../../nbs/core/09_method.ipynb #cell-07
 @dataclass(frozen=True)
 class Method:
-    "How one variant explores, completes, credits and updates. Settings that contradict each other are refused."
-    name: str                               # what it is called in tables
+    "How one variant explores, completes, credits and updates. Contradictions are refused."
+    name: str                               # its name in tables
     # explore
     explore: str = 'single'                 # single: off a trunk (G²RPO), chain, tree, forward: on images (AWM)
     steps: tuple[int, ...] | str = 'half'   # noisy indices; half: the first half (G²RPO scripts), all: all but the last
@@ -67,6 +67,7 @@ class Method:
     eps: float = 1e-8                       # added to the std; 1e-4 in Flow-GRPO
     adv_clip: float = 5.0                   # the fused advantage is clamped to ± this (all scripts)
     adv_power: float = 1.0                  # of the size of an advantage, which keeps its sign (SLAS: 1 + γ)
+    soft_clip: float = 0.0                  # η of η tanh(A/η), which bounds an advantage smoothly, 0: none (V-GRPO 3)
     boltzmann: float = 0.0                  # chain, tree: β of e^(βR), to which chances of paths are matched (TMPO)
     noise_weighted: bool = False            # loss of each step in proportion to its noise (TempFlow-GRPO)
     gradient_weighted: bool = False         # loss of each step over the size of its gradient (Flash-GRPO)
@@ -78,16 +79,18 @@ class Method:
     updates: int = 1                        # accumulate only: optimiser steps, each on a share of the members
     shuffle: bool = False                   # accumulate only: members dealt to optimiser steps at random (Flow-GRPO)
     timestep_fraction: float = 1.0          # chain, forward: share of steps that a member trains on (DanceGRPO .6)
+    strata: int = 0                         # forward only: a group draws a step of each of so many parts (V-GRPO 4)
     clip_range: float = 1e-4                # of the ratio (all scripts but 1e-5 in Flow-GRPO-Fast and TP-GRPO)
     kl_mask: float = 0.0                    # in place of the clip: KL from which a step may only go back (Flow-DPPO)
     huber: float = 0.0                      # forward only: power of the loss as log-probability, 0: itself (AWM .25)
+    adaptive: bool = False                  # forward only: log-probability by the clean image's error (V-GRPO)
     contrast: float = 0.0                   # forward only, in place of the ratio: β of DiffusionNFT's two policies
     preference: float = 0.0                 # forward only: β of a weight by what the group prefers already (DGPO)
     guard: bool = False                     # ratio without the scale of the noise and centred on 1 (GRPO-Guard)
     kl: str | None = None                   # KL to the untrained policy, one of KLS; flow_grpo's lacks Δt
     beta: float = 0.0                       # weight of the KL
     ema: float = 0.0                        # decay of averaged weights, each 8 optimiser steps; 0: none (Flow-GRPO .9)
-    ema_repeats: int = 2                    # times it is applied then: batches of an optimiser step (2 in Flow-GRPO)
+    ema_repeats: int = 2                    # times it is applied then (Flow-GRPO 2)
 
     def __post_init__(self):
         settle_types(self)
@@ -128,7 +131,7 @@ class Method:
         self,
         T: int,           # steps of the grid
         group_size: int,  # G, members a prompt
-    ) -> None:            # an InputError if the method cannot work on them
+    ) -> None:            # or an InputError
         "Refuse a grid or a group that this method cannot work on."
         refuse_broken(group_rules(self, group_size, len(self.noisy_steps(T))))
         if self.psi and len(self.psi.values) != T:
@@ -157,7 +160,7 @@ class Method:
         levels: Tensor,  # level of each step, (T,)
         k: int,          # index that takes noise
     ) -> int:            # grid steps that the noisy step spans
-        "How far a noisy step runs, where the grid allows; the last node stays free for the completion."
+        "How far a noisy step runs; the last node stays free for the completion."
         if not self.spans:
             return merged_span(grid, levels, k, self.merge_min_std)
         return min(dict(zip(self.steps, self.spans))[k], max(1, len(grid) - 2 - k))
@@ -168,7 +171,7 @@ class Method:
         noisy: tuple[int, ...],                # indices that take noise
         after: dict[int, int],                 # noisy index → node that its step reaches
     ) -> tuple[dict[int, list[int]], ...]:     # λ → nodes [state, ..., T], V of them
-        "Paths to the images that are scored: one a branch, one a state for dense credit, or the end of the chain."
+        "Paths to the scored images: one a branch, one a state for dense credit, or the end of the chain."
         if self.explore == 'single':
             return tuple(branch_paths(T, after[k], self.granularities, self.placement) for k in noisy)
         if self.explore == 'forward':

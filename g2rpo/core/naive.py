@@ -13,7 +13,8 @@ from .batches import used_steps
 from .method import Method
 from .noise import start_noise, step_noise
 from .rollout import Rollout
-from .sampler import dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step, predict_x0
+from .sampler import (clean_log_prob, dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step,
+                                predict_x0)
 from .schedule import Plan
 from .steps import NoisyStep
 from .tree import method_levels, trained_levels
@@ -146,7 +147,9 @@ def naive_forward(
         v, old_log_prob = torch.zeros_like(x), torch.zeros(1)
         if k in used:
             v = one_velocity(velocity, x, sigma, p)
-            old_log_prob = matching_log_prob(target, v, sigma.reshape(1, 1, 1), method.huber)
+            time = sigma.reshape(1, 1, 1)
+            old_log_prob = (clean_log_prob(target, v, time) if method.adaptive else
+                            matching_log_prob(target, v, time, method.huber))
         steps[k] = NoisyStep(x, v, target, old_log_prob, v)
     return steps, [{1: x0}]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['broadcast_like', 'predict_x0', 'predict_noise', 'ode_step', 'sde_kernel', 'cps_kernel', 'ddim_kernel', 'kernel',
-           'log_prob', 'noise_image', 'matching_log_prob', 'log_snr', 'dpm_step']
+           'log_prob', 'noise_image', 'matching_log_prob', 'clean_log_prob', 'log_snr', 'dpm_step']
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-02
 import math
@@ -142,6 +142,18 @@ def matching_log_prob(
         return -loss
     times = sigma.to(full).flatten(batch_dims).mean(-1)
     return -times*((loss + 1e-10)**power - 1e-10**power)/power
+
+def clean_log_prob(
+    target: Tensor,       # u = ε − x₀ (B, ...)
+    v: Tensor,            # velocities, as `target`
+    sigma: Tensor,        # their times, broadcasts with `v`
+    batch_dims: int = 1,  # leading dimensions that stay
+) -> Tensor:              # (B,), float32 or better
+    "What stands for the log-probability of an image in V-GRPO: −e² over the size of e, the error of the clean image."
+    full = torch.promote_types(v.dtype, torch.float32)
+    error = sigma.to(full)*(v.to(full) - target.to(full))                      # e
+    size = error.detach().abs().flatten(batch_dims).mean(-1).clamp(min=1e-5)
+    return -(error**2).flatten(batch_dims).mean(-1)/size
 
 # %% ../../nbs/core/02_sampler.ipynb #cell-34
 def log_snr(sigma: Tensor) -> Tensor:  # sigma: times between 0 and 1

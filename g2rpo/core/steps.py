@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from .batches import group_by_state
 from .method import Method
-from .sampler import broadcast_like, kernel, log_prob, matching_log_prob, noise_image
+from .sampler import broadcast_like, clean_log_prob, kernel, log_prob, matching_log_prob, noise_image
 from .schedule import Plan
 from .velocity import Velocity
 
@@ -35,6 +35,8 @@ def step_log_prob(
     y: Tensor,       # states that M members of each reached, (R, M, N, C)
 ) -> Tensor:         # (R, M)
     "Log-probability log π(y|x) of noisy steps, or what stands for it on the forward process."
+    if method.adaptive:
+        return clean_log_prob(y, mean[:, None], std[:, None], batch_dims=2)
     if method.explore == 'forward':
         return matching_log_prob(y, mean[:, None], std[:, None], method.huber, batch_dims=2)
     return log_prob(method.form, y, mean[:, None], std[:, None], batch_dims=2)

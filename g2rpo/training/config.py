@@ -149,11 +149,12 @@ class Config:
 
     def _check_split_passes(self):
         "Split weights are gathered by all processes at once, so all of them need the same number of passes."
-        fraction = self.method.timestep_fraction
-        if self.shard and fraction < 1 and self.grad_batch_size > 1:
+        method = self.method
+        name = 'strata' if method.strata else 'timestep_fraction'
+        if self.shard and (method.strata or method.timestep_fraction < 1) and self.grad_batch_size > 1:
             raise InputError(
                 f'shard=True and grad_batch_size={self.grad_batch_size} contradict each other where '
-                f'method.timestep_fraction={fraction}: members draw their steps, so processes would have different '
+                f'method.{name}={getattr(method, name)}: steps are drawn, so processes would have different '
                 'numbers of passes, and split weights are gathered by all of them in each; use grad_batch_size=1.')
 
 # %% ../../nbs/training/01_config.ipynb #cell-13

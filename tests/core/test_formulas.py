@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from g2rpo.core import sampler, schedule
+from g2rpo.core.batches import used_steps
 from g2rpo.core.advantage import compute_advantages, fuse_advantages, group_advantage
 from g2rpo.core.loss import clipped_surrogate, contrast_loss, divergence_surrogate, step_kl
 from g2rpo.core.method import Method
@@ -261,6 +262,36 @@ def test_a_matching_loss_as_log_probability():
         one = (eps - x0)[i:i + 1], v[i:i + 1], sigma[i:i + 1]
         found = [sampler.matching_log_prob(*one, power).item() for power in (0., .25)]
         assert found == pytest.approx([-loss, -t*((loss + 1e-10)**.25 - (1e-10)**.25)/.25], rel=1e-12)
+
+def test_an_error_in_units_of_its_size():
+    "V-GRPO's surrogate, written out: the squared error of the clean image over its mean absolute error."
+    x0, eps, sigma, v, _ = images_noised_again()
+    x = sampler.noise_image(x0, eps, sigma)
+    for i in range(len(x0)):
+        error = x[i] - sigma[i]*v[i] - x0[i]
+        found = sampler.clean_log_prob((eps - x0)[i:i + 1], v[i:i + 1], sigma[i:i + 1]).item()
+        assert found == pytest.approx(-((error**2).mean()/error.abs().mean()).item(), rel=1e-10)
+    right = eps - x0
+    assert torch.equal(sampler.clean_log_prob(right, right, sigma), torch.zeros(len(x0), dtype=x0.dtype))
+
+@pytest.mark.parametrize('changes,word', [
+    (dict(strata=9), 'each part needs a step'), (dict(timestep_fraction=.5), 'which steps are used'),
+    (dict(update='per_step'), 'no optimiser step'), (dict(huber=.25), 'what the loss is'),
+    (dict(contrast=1., clip_range=1e-4), 'what the loss is'), (dict(strata=-1), 'at least'),
+    (dict(soft_clip=-1.), 'at least'), (dict(explore='chain'), 'noised again')])
+def test_what_shared_times_refuse(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(METHODS['v_grpo'], **changes).plan(schedule.shift_grid(8))
+
+def test_a_group_draws_a_step_of_each_part():
+    "Every step is drawn at times, alike by all members, and each prompt draws its own."
+    row, seen = METHODS['v_grpo'], set()
+    for iteration in range(40):
+        used = torch.stack(used_steps(row, ['a', 'b'], [6]*10, 0, iteration))                       # (K, P, S)
+        assert torch.equal(used, used[..., :1].expand_as(used))
+        assert all((part.sum(0) == 1).all() for part in used[..., 0].tensor_split(4))
+        seen |= {(j, p) for j, p in used[..., 0].nonzero().tolist()}
+    assert seen == {(j, p) for j in range(10) for p in range(2)}
 
 @pytest.mark.parametrize('changes,word', [
     (dict(eta=.3), 'noisy steps'), (dict(window=Window()), 'stretch of a chain'), (dict(guard=True), 'noisy steps'),
