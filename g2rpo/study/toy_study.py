@@ -152,8 +152,8 @@ LADDER_CLAIMS = [
     Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo', 'holds'),
     Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
     Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold'),
-    Claim('V-GRPO > MixGRPO', 'v_grpo', 'mix_grpo'),
-    Claim('V-GRPO > DiffusionNFT', 'v_grpo', 'diffusion_nft'),
+    Claim('V-GRPO > MixGRPO', 'v_grpo', 'mix_grpo', 'holds'),
+    Claim('V-GRPO > DiffusionNFT', 'v_grpo', 'diffusion_nft', 'holds'),
 ]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
              'tempflow_grpo', 'e_grpo', *NEWER_ROWS)
