@@ -37,7 +37,7 @@ TOY_RATES = (1e-3, 2e-3, 4e-3)     # learning rates that are tried first
 TOY_SEARCH = dict(replicas=20, first=1000)   # copies of the search
 
 def toy_psi(T: int) -> Psi:  # T: steps of the grid
-    "Noise levels that are calibrated on the base model."
+    "Noise levels calibrated on the base model."
     policy = ToyPolicy(replicated(toy_base(), 48))
     found = calibrate(policy, toy_reward(), toy_prompts(48), Calibration(T=T, trajectories=96, rounds=40), 10**6)
     return Psi(tuple(found['values']), tuple(found['grid']))
@@ -87,7 +87,7 @@ def toy_records(
     toy: ToyConfig,                         # how long and how many
     rates: dict[str, float] | None = None,  # row → learning rate; None: searched
 ) -> tuple[Records, dict[str, float]]:      # of all copies, and the learning rates
-    "Train every row. Prompts are the same few for all, so intervals are over copies."
+    "Train every row. Prompts are the same few, so intervals are over copies."
     if rates is None:
         groups = {name: search_group(name, rows) for name in rows}
         found = {group: toy_rate([rows[name] for name in group], toy) for group in dict.fromkeys(groups.values())}
@@ -156,7 +156,7 @@ LADDER_CLAIMS = [
     Claim('V-GRPO > DiffusionNFT', 'v_grpo', 'diffusion_nft', 'holds'),
 ]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
-             'tempflow_grpo', 'e_grpo', *NEWER_ROWS)
+             'tempflow_grpo', 'e_grpo', *NEWER_ROWS, 'v_grpo')
 GATE_PLACES = [ToyConfig(T=T, rho=rho, kappa=kappa) for T in (6, 10, 24)
                for rho, kappa in ((0., 8.), (1., 8.), (1., 32.), (4., 8.), (4., 32.))]
 
