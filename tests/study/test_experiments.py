@@ -45,7 +45,7 @@ SMALL = [pytest.param(name, marks=pytest.mark.slow) for name in experiment_names
 @pytest.mark.parametrize('name', SMALL)
 def test_experiment_in_small(name, smoke, tmp_path):
     "Real runs: the base is scored again, every row and verdict has its interval, and a second pass writes nothing."
-    few = dict(compare='flow_grpo,g2rpo_no_mgai', cost='g2rpo,awm', newer_methods='flow_grpo,awm').get(name)
+    few = dict(compare='flow_grpo,g2rpo_no_mgai', cost='g2rpo,flow_grpo', newer_methods='flow_grpo,awm').get(name)
     parameters = smoke | (dict(rows=few) if few else {})
     text = execute(NBS/f'{name}.ipynb', tmp_path, parameters)
     assert "preset='smoke'" in text and 'method.granularities=' in text and 'nfe' in text
