@@ -40,10 +40,9 @@ def used_steps(
     K, used = len(states), [torch.ones(len(prompts), S, dtype=torch.bool) for S in states]
     if method.strata:
         for p, prompt in enumerate(prompts):
-            chance = keyed_noise((K,), 'used', seed, iteration, prompt)
-            drawn = [int(part[chance[part].argmax()]) for part in torch.arange(K).tensor_split(method.strata)]
-            for j in set(range(K)) - set(drawn):
-                used[j][p] = False
+            chance = keyed_noise((K,), 'used', seed, iteration, prompt).tensor_split(method.strata)
+            for table, drawn in zip(used, torch.cat([part == part.max() for part in chance])):
+                table[p] = drawn
         return used
     keep = max(1, int(K*method.timestep_fraction))
     if keep == K:

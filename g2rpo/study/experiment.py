@@ -135,9 +135,10 @@ class Experiment:
         more = found | self._search_cost() | (extra or {})
         row = result_row(records, self._settings(), places, self.scorers, verdicts, more)
         file = write_result(result_file(self.parameters, self.name), row)
-        for place in deciding:
-            _display(answer(verdicts, setting.decides, place), 'markdown')
-        self._show_figure(forest_plot(verdicts, setting.decides, setting.trained))
+        if verdicts:        # rows may be asked for among which no claim stands
+            for place in deciding:
+                _display(answer(verdicts, setting.decides, place), 'markdown')
+            self._show_figure(forest_plot(verdicts, setting.decides, setting.trained))
         where = 'at every one of these' if len(deciding) > 1 else place_text(deciding[0])
         self.details += [
             ('Verdicts of all scorers', verdict_table(verdicts, setting.trained)),

@@ -60,6 +60,13 @@ def test_experiment_in_small(name, smoke, tmp_path):
     execute(NBS/f'{name}.ipynb', tmp_path, parameters | dict(launcher='none'))
     assert file.stat().st_mtime_ns == before
 
+@pytest.mark.slow
+def test_rows_without_a_claim_between_them(smoke, tmp_path):
+    "They are run and shown, and nothing is judged."
+    text = execute(NBS/'cost.ipynb', tmp_path, smoke | dict(rows='g2rpo,awm', results=str(tmp_path/'results')))
+    row, = map(read_json, (tmp_path/'results').glob('cost_smoke*.json'))
+    assert row['claims'] == {} and row['verdicts'] == [] and 'At equal' in text and 'awm' in text
+
 def test_repro_says_whether_the_claims_held(smoke, tmp_path, capsys):
     "The runs are there already; two seeds of seconds prove nothing, so the exit code is 3."
     where = ['-p', 'folder', smoke['folder'], '-p', 'results', smoke['results'], '--out', str(tmp_path/'out')]
