@@ -41,7 +41,8 @@ TABLE_ROWS = (   # of the papers
     'dense_grpo', 'dense_constant', 'dense_value', 'stepwise_grpo',
 )
 OTHER_ROWS = ('grpo_guard', 'flow_grpo_fast', 'mix_grpo_flash', 'tempflow_grpo', 'e_grpo', 'tp_grpo')
-NEWER_ROWS = ('flow_dppo', 'slas', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo', 'tmpo', 'flash_grpo', 'dgpo')
+NEWER_ROWS = (
+    'flow_dppo', 'slas', 'diffusion_nft', 'awm', 'branch_grpo', 'tree_grpo', 'tmpo', 'flash_grpo', 'dgpo', 'v_grpo')
 
 # %% ../../nbs/study/11_setting.ipynb #cell-07
 def short_run(

@@ -21,7 +21,7 @@ from ..core.rows import METHODS
 from ..errors import InputError
 from ..files import read_json, write_json
 from .gate import gate, measure_directions, over_prompts
-from .protocol import searched_rows, TINY_PROTOCOL
+from .protocol import LATER_CLAIMS, searched_rows, TINY_PROTOCOL
 from .rates import next_rate
 from .records import Claim, judge_claims, Records
 from .setting import NEWER_ROWS, short_run, STUDY_ROWS
@@ -142,21 +142,10 @@ LADDER_CLAIMS = [
     *TINY_PROTOCOL.primary,
     Claim('TempFlow-GRPO > Flow-GRPO', 'tempflow_grpo', 'flow_grpo'),
     Claim('E-GRPO > G²RPO', 'e_grpo', 'g2rpo'),
-    Claim('SLAS > DanceGRPO', 'slas', 'dance_grpo', 'does not hold'),
-    Claim('Flow-DPPO > Flow-GRPO', 'flow_dppo', 'flow_grpo', 'holds'),
-    Claim('DiffusionNFT > Flow-GRPO', 'diffusion_nft', 'flow_grpo', 'holds'),
-    Claim('DiffusionNFT > MixGRPO', 'diffusion_nft', 'mix_grpo', 'does not hold'),
-    Claim('AWM > Flow-GRPO', 'awm', 'flow_grpo', 'holds'),
-    Claim('BranchGRPO > DanceGRPO', 'branch_grpo', 'dance_grpo', 'holds'),
-    Claim('TreeGRPO > MixGRPO', 'tree_grpo', 'mix_grpo'),
-    Claim('TMPO > TreeGRPO', 'tmpo', 'tree_grpo', 'holds'),
-    Claim('Flash-GRPO > MixGRPO', 'flash_grpo', 'mix_grpo', 'holds'),
-    Claim('DGPO > Flow-GRPO', 'dgpo', 'flow_grpo', 'does not hold'),
-    Claim('V-GRPO > MixGRPO', 'v_grpo', 'mix_grpo', 'holds'),
-    Claim('V-GRPO > DiffusionNFT', 'v_grpo', 'diffusion_nft', 'holds'),
+    *LATER_CLAIMS,
 ]
 TOY_NAMES = ('dance_grpo', 'flow_grpo', 'mix_grpo', 'g2rpo_no_mgai', 'g2rpo', 'dense_constant', 'dense_grpo',
-             'tempflow_grpo', 'e_grpo', *NEWER_ROWS, 'v_grpo')
+             'tempflow_grpo', 'e_grpo', *NEWER_ROWS)
 GATE_PLACES = [ToyConfig(T=T, rho=rho, kappa=kappa) for T in (6, 10, 24)
                for rho, kappa in ((0., 8.), (1., 8.), (1., 32.), (4., 8.), (4., 32.))]
 
