@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIXES', 'is_constant', 'group_advantage', 'global_std', 'normalise_rewards', 'normalise_tree', 'shape_advantage',
            'match_paths', 'scorer_weights', 'add_advantages', 'fuse_advantages', 'gradient_weights', 'mix_rewards',
-           'compute_advantages', 'transition_mask']
+           'compute_advantages']
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-02
 import torch
@@ -205,14 +205,3 @@ def compute_advantages(
     if method.gradient_weighted:
         fused = fused*gradient_weights(method, plan).to(fused)[:, None, None]
     return fused
-
-# %% ../../nbs/core/17_advantage.ipynb #cell-44
-def transition_mask(
-    method: Method,     # whether anything is masked, and what
-    advantage: Tensor,  # (K, P, G)
-) -> Tensor:            # (K, P, G) 1 where a transition counts, 0 where it is left out
-    "Transitions that count in the mean of the loss."
-    if not method.mask_constant:
-        return torch.ones_like(advantage)
-    counts = advantage != 0
-    return (counts.any(0).expand_as(counts) if method.mask_whole else counts).float()

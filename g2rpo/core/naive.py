@@ -16,7 +16,7 @@ from .rollout import Rollout
 from .sampler import (clean_log_prob, dpm_step, kernel, log_prob, matching_log_prob, noise_image, ode_step,
                                 predict_x0)
 from .schedule import Plan
-from .steps import NoisyStep
+from .steps import asks_old, NoisyStep
 from .tree import method_levels, trained_levels
 from .velocity import Ledger, Velocity
 
@@ -145,7 +145,7 @@ def naive_forward(
         sigma, target = plan.grid[k], eps[k][None] - x0
         x = noise_image(x0, eps[k][None], sigma)
         v, old_log_prob = torch.zeros_like(x), torch.zeros(1)
-        if k in used:
+        if k in used and asks_old(method):
             v = one_velocity(velocity, x, sigma, p)
             time = sigma.reshape(1, 1, 1)
             old_log_prob = (clean_log_prob(target, v, time) if method.adaptive else

@@ -34,8 +34,8 @@ tree_grpo = Method(
     'tree_grpo', explore='tree', steps='all', window=Window(3, 'random', half=True), widths=(0, 2, 2), credit='tree',
     normalise='leaf')
 tmpo = replace(
-    tree_grpo, name='tmpo', form='cps', normalise='group', ddof=0, eps=1e-4, boltzmann=2., update='accumulate',
-    clip_range=.2, ema=.9)
+    tree_grpo, name='tmpo', form='cps', normalise='group', ddof=0, eps=1e-4, adv_clip=100., boltzmann=2.,
+    update='accumulate', clip_range=.2, ema=.9)
 tempflow_grpo = Method(
     'tempflow_grpo', steps='all', starts=4, normalise='start', ddof=0, eps=1e-4, noise_weighted=True,
     update='accumulate', updates=2, kl='exact', beta=.004, ema=.9)
@@ -54,10 +54,10 @@ diffusion_nft = Method(
     'diffusion_nft', explore='forward', steps='all', starts=0, credit='terminal', normalise='global', ddof=0, eps=1e-4,
     update='accumulate', timestep_fraction=.99, contrast=1., kl='velocity', beta=1e-4)
 awm = replace(
-    diffusion_nft, name='awm', adv_clip=1., timestep_fraction=.5, clip_range=1., huber=.25, contrast=0., beta=1e-3)
+    diffusion_nft, name='awm', timestep_fraction=.5, clip_range=1., huber=.25, contrast=0., beta=5e-3)
 dgpo = replace(
-    awm, name='dgpo', steps='half', adv_clip=5., timestep_fraction=1., shared_noise=True, clip_range=.05, huber=0.,
-    preference=10.)
+    awm, name='dgpo', steps='half', timestep_fraction=1., shared_noise=True, clip_range=.05, huber=0., preference=10.,
+    beta=1e-3)
 v_grpo = Method(
     'v_grpo', explore='forward', steps='all', starts=0, shared_noise=True, credit='terminal', soft_clip=3.,
     update='accumulate', strata=4, clip_range=1., adaptive=True)
@@ -76,8 +76,8 @@ ROWS = (
     tree_grpo,
     tmpo,
     mix_grpo,
-    replace(mix_grpo, name='flash_grpo', window=Window(1, 'random', half=True), gradient_weighted=True,
-            clip_range=1e-3),
+    replace(mix_grpo, name='flash_grpo', window=Window(1, 'random', half=True), normalise='global', ddof=0,
+            eps=1e-4, gradient_weighted=True, clip_range=1e-3, ema=.9, ema_repeats=1),
     replace(mix_grpo, name='mix_grpo_flash', window=Window(every=20), compress=.4),
     replace(mix_grpo, name='mix_grpo_flash_star', window=Window(moves='fixed'), compress=.2),
     tempflow_grpo,

@@ -17,7 +17,7 @@ from ..core.loss import (clipped_surrogate, contrast_loss, divergence_surrogate,
 from ..core.method import Method
 from ..core.rollout import Rollout
 from ..core.schedule import Plan
-from ..core.steps import step_kernel, step_log_prob
+from ..core.steps import asks_old, step_kernel, step_log_prob
 from ..core.velocity import Ledger, model_time
 from ..errors import RunStopped, setting
 from .config import Config
@@ -49,7 +49,7 @@ class StepBatch:
     y: Tensor             # (R, M, N, C) states after it
     old_log_prob: Tensor  # (R, M) log-probability when it was taken
     advantage: Tensor     # (R, M)
-    keep: Tensor          # (R, M) 1 where a transition counts, 0 where it is left out
+    keep: Tensor          # (R, M) how much a transition counts, 0 where it is left out
     reference: Tensor | None = None   # (R, N, C) velocity of the policy before training, where it is known already
 
 def member_rows(
@@ -68,7 +68,7 @@ def take_batch(
     j: int,             # trained step, 0 to K−1
     rows: Tensor,       # states among the P·S of that step, (R,)
     advantage: Tensor,  # (K, P, G)
-    keep: Tensor,       # (K, P, G) 1 or 0
+    keep: Tensor,       # (K, P, G) how much each counts
     reference: list[Tensor] | None = None,   # velocities of the policy before training, as `roll.x`
 ) -> StepBatch:         # those of `rows`
     "The transitions of some states at the `j`-th trained step."
@@ -92,7 +92,8 @@ def log_probs(
         old = torch.zeros_like(batch.old_log_prob)
     else:
         new, old = step_log_prob(method, mean, std, batch.y), batch.old_log_prob
-    return new, torch.where(batch.keep > 0, old, new.detach())       # those left out have no old one
+    known = (batch.keep > 0) & asks_old(method)                      # others have no old one, or the same
+    return new, torch.where(known, old, new.detach())
 
 def policy_loss(
     method: Method,    # of the run
@@ -175,7 +176,7 @@ def ratio_tolerance(
     device: torch.device,  # that computes
 ) -> float:                # 0 on a CPU
     "How far a ratio may be from 1 before the first update."
-    return 0. if device.type == 'cpu' else cfg.method.clip_range/10
+    return 0. if device.type == 'cpu' else min(cfg.method.clip_range, .01)/10
 
 # %% ../../nbs/training/11_gradient.ipynb #cell-18
 def suspect_operation(

@@ -9,8 +9,7 @@ __all__ = ['score_rollout', 'broken_groups', 'fill_broken', 'update_average', 'o
 # %% ../../nbs/training/12_update.ipynb #cell-02
 import torch
 from torch import Tensor
-from ..core.advantage import transition_mask
-from ..core.loss import preference_weight
+from ..core.loss import preference_weight, transition_weights
 from ..core.method import Method
 from ..core.rollout import Rollout
 from ..core.sampler import matching_log_prob
@@ -180,7 +179,7 @@ def update_policy(
     broken: Tensor | None = None,  # groups (P,) bool that are left out
 ) -> dict:                         # metrics, as `update_metrics` gives them
     "All optimiser steps of one iteration."
-    keep = transition_mask(state.cfg.method, advantage)
+    keep = transition_weights(state.cfg.method, advantage, roll.edges)
     if broken is not None:
         keep[:, broken] = 0
     seen, norms, once, reference = [[] for _ in roll.steps], [], state.cfg.gather_once, None
