@@ -19,10 +19,12 @@ from ..errors import InputError, one_of
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-05
 def is_constant(
-    rewards: Tensor,  # of groups (..., G)
-) -> Tensor:          # (...,) bool
+    rewards: Tensor,         # of groups (..., G)
+    rounding: float = 0.,    # how far apart values may be that are the same, in units of the largest
+) -> Tensor:                 # (...,) bool
     "Which groups hold one value only."
-    return rewards.amax(-1) == rewards.amin(-1)
+    least, most = rewards.amin(-1), rewards.amax(-1)
+    return most - least <= rounding*torch.maximum(most.abs(), least.abs())
 
 def group_advantage(
     rewards: Tensor,            # of groups (..., G)
@@ -40,7 +42,7 @@ def group_advantage(
 
 # %% ../../nbs/core/17_advantage.ipynb #cell-11
 def global_std(
-    rewards: Tensor,  # (..., P, G)
+    rewards: Tensor,  # (..., P, G); groups that are not finite are left out
     ddof: int = 1,    # of the std
     gather=None,      # collects rows of dimension 0 from all processes; None: there is one
 ) -> Tensor:          # (..., 1, 1)
@@ -48,6 +50,7 @@ def global_std(
     by_prompt = rewards.movedim(-2, 0)                                  # (P, ..., G)
     if gather:
         by_prompt = gather(by_prompt.contiguous())
+    by_prompt = by_prompt[by_prompt.isfinite().flatten(1).all(1)]
     return by_prompt.movedim(0, -2).flatten(-2).std(-1, correction=ddof)[..., None, None]
 
 def normalise_rewards(
@@ -82,8 +85,9 @@ def normalise_tree(
     levels, std = [], leaves.std(-1, correction=method.ddof, keepdim=True) if method.normalise == 'leaf' else None
     for j, n in enumerate(edges):
         shared = leaves.shape[-1]//n
-        nodes = normalise_rewards(
-            credit[:, j, :, ::shared], method.normalise, method.eps, method.ddof, gather=gather, std=std)
+        level = credit[:, j, :, ::shared]
+        nodes = normalise_rewards(level, method.normalise, method.eps, method.ddof, gather=gather, std=std)
+        nodes = nodes.masked_fill(is_constant(level, 1e-6)[..., None], 0.)         # they are means, which are rounded
         levels.append(nodes.repeat_interleave(shared, -1))
     return torch.stack(levels, 1)
 

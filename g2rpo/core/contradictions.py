@@ -125,6 +125,8 @@ def credit_rules(
          'each takes the scale of the noise out, together they bring it back'),
         (m.gradient_weighted and m.guard, 'gradient_weighted', 'guard', 'each takes the scale of the noise out'),
         (m.gradient_weighted and m.noise_weighted, 'gradient_weighted', 'noise_weighted', 'each weighs steps'),
+        (m.gradient_weighted and m.form == 'cps', 'gradient_weighted', 'form',
+         'the density of cps has no scale, so its gradient grows with the noise'),
         (m.mask_whole and not m.mask_constant, 'mask_whole', 'mask_constant', 'it says what is masked'),
         (m.trim > 0 and m.normalise not in ('group', 'start'), 'trim', 'normalise',
          'rewards are left out of one group'),

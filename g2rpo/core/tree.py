@@ -43,8 +43,11 @@ def group_rules(
     steps: int,       # noisy steps
 ) -> list[tuple]:     # rows (broken, first setting, second setting, why)
     "Rules about the size of a group."
-    starts = m.starts or group_size
-    (*_, states), (*_, leaves) = method_levels(m, group_size, steps)
+    starts, fewest = m.starts or group_size, 1 if m.window and m.window.shrinks else steps
+    *_, leaves = method_levels(m, group_size, steps)[1]
+    def most(n):
+        return max([s for j, s in enumerate(method_levels(m, group_size, n)[0]) if j not in m.pruned], default=0)
+    states = min(most(steps), most(fewest))                              # that are trained, where most are
     compared = group_size//starts if m.normalise == 'start' else group_size
     group, pruned = f'group_size={group_size}', f'pruned={m.pruned}'
     return [
@@ -55,7 +58,7 @@ def group_rules(
          'a mean and a std take two members'),
         (leaves != group_size, f'widths={m.widths}', group, f'a tree has a leaf a member, and this one has {leaves}'),
         (m.pruned and max(m.pruned) >= steps, pruned, 'steps', f'they are numbered from 0, and there are {steps}'),
-        (len(set(m.pruned)) == steps, pruned, 'steps', 'nobody would train'),
+        (states == 0, pruned, 'steps', f'nobody would train where {fewest} of them take noise'),
         (m.updates > states, f'updates={m.updates}', group,
          f'an optimiser step needs a state of its own, and there are {states} a prompt'),
     ]
@@ -90,7 +93,7 @@ def tree_rules(
     m,             # a `Method`
 ) -> list[tuple]:  # rows (broken, first field, second field, why)
     "Rules about chains that split."
-    tree, shrinks = m.explore == 'tree', m.window and m.window.moves not in ('random', 'fixed')
+    tree, shrinks = m.explore == 'tree', m.window and m.window.shrinks
     return [
         (tree and not m.widths, 'widths', 'explore', 'a tree splits somewhere; 0 splits it to the whole group at once'),
         (tree and m.starts == 0, 'starts', 'explore', 'a start of its own for each member leaves nothing to split'),
@@ -104,4 +107,6 @@ def tree_rules(
         (m.boltzmann > 0 and m.explore not in ('chain', 'tree'), 'boltzmann', 'explore', 'it compares whole paths'),
         (m.boltzmann > 0 and m.credit not in ('terminal', 'tree'), 'boltzmann', 'credit', 'a path has one reward'),
         (m.boltzmann > 0 and m.normalise != 'group', 'boltzmann', 'normalise', 'paths of a group share a distribution'),
+        (m.boltzmann > 0 and m.pruned, 'boltzmann', 'pruned', 'the probability of a path takes all its steps'),
+        (m.boltzmann > 0 and m.last_noisy, 'boltzmann', 'last_noisy', 'the probability of a path takes all its steps'),
     ]

@@ -34,6 +34,11 @@ class Window:
 
     def __str__(self): return f'{self.moves}({self.size})'
 
+    @property
+    def shrinks(self) -> bool:
+        "Whether it ends with a single step, at the end of where it may be."
+        return self.moves not in ('random', 'fixed')
+
     def hold(
         self,
         start: int,  # first index of the window

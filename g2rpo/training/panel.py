@@ -157,7 +157,7 @@ class Panel:
         scores, images, norm = self.look(policy, batch_size)
         gains, lost = panel_gains(self.first, scores)
         row = dict(panel={name: [g.tuned, g.mean, g.low, g.high] for name, g in gains.items()}, images=images)
-        row['velocity_norm'] = norm/self.norm
+        row['velocity_norm'] = norm/self.norm if self.norm else None
         if lost:
             row['panel_lost'] = lost
         if alarm := alarm_message(gains, self.trained):

@@ -21,7 +21,7 @@ from .panel import Panel
 from .run import Run, running
 from .setup import resolve_inputs
 from .start import setup_run
-from .update import broken_groups, fill_broken, score_rollout, update_policy
+from .update import blank_broken, broken_groups, score_rollout, update_policy
 
 # %% ../../nbs/training/20_trainer.ipynb #cell-05
 def rollout_and_score(
@@ -37,7 +37,7 @@ def rollout_and_score(
         scores = score_rollout(run.policy, roll, run.rewards, cfg.batch_size, ledger, cfg.scorer_precision)
         scores = {name: r.to(accelerator.device) for name, r in scores.items()}
         broken, problems = broken_groups(scores, roll, cfg.seed, run.done)
-        return roll, fill_broken(scores, roll, broken), broken, problems
+        return roll, blank_broken(scores, roll, broken), broken, problems
     roll, scores, broken, run.state.skipped = raise_on_all_ranks(accelerator, work)
     return roll, scores, broken
 

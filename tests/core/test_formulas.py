@@ -397,7 +397,7 @@ def test_what_a_weighed_group_refuses(changes, word):
     with pytest.raises(InputError, match=word):
         replace(METHODS['dgpo'], **changes)
 
-@pytest.mark.parametrize('changes', [dict(guard=True), dict(noise_weighted=True)])
+@pytest.mark.parametrize('changes', [dict(guard=True), dict(noise_weighted=True), dict(form='cps')])
 def test_a_step_is_weighed_once(changes):
     with pytest.raises(InputError, match='gradient_weighted'):
         replace(METHODS['flash_grpo'], **changes)

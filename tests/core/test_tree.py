@@ -3,11 +3,13 @@ import torch
 from dataclasses import replace
 import pytest
 from g2rpo.core.advantage import compute_advantages
+from g2rpo.core.loss import transition_weights
 from g2rpo.core.method import Method
 from g2rpo.core.rollout import rollout
 from g2rpo.core.rows import METHODS
 from g2rpo.core.schedule import shift_grid
 from g2rpo.core.velocity import Ledger
+from g2rpo.core.window import Window
 from g2rpo.errors import InputError
 from g2rpo.study.toy import replicated, toy_base, toy_prompts, ToyConfig, ToyPolicy, train_toy
 
@@ -51,6 +53,23 @@ def test_what_does_not_fit_a_group_is_refused(changes, word):
     with pytest.raises(InputError, match=word):
         replace(TREE, **changes).check(8, 6)
 
+@pytest.mark.parametrize('name,changes,word', [
+    ('mix_grpo', dict(pruned=(0,)), 'nobody would train where 1'),
+    ('tmpo', dict(window=Window(3), updates=2), 'there are 1 a prompt'),
+    ('branch_grpo', dict(pruned=tuple(range(1, 7)), updates=3), 'there are 1 a prompt')])
+def test_what_comes_later_or_is_pruned_counts(name, changes, word):
+    "A window that comes to its end has one step, and an optimiser step needs a state of a level that is trained."
+    with pytest.raises(InputError, match=word):
+        replace(METHODS[name], **changes).check(8, 12)
+
+def test_nodes_worth_the_same_have_no_advantage():
+    "Means of the same rewards in another order may differ by a bit."
+    method, many = replace(TREE, widths=(2, 8), steps=(0, 1)), 2000
+    rewards = torch.randint(0, 6, (many, 16), generator=torch.Generator().manual_seed(0))
+    found = compute_advantages(method, method.plan(shift_grid(8)), dict(r=(rewards/5)[None, None]))[0]
+    same = rewards[:, :8].sum(1) == rewards[:, 8:].sum(1)
+    assert same.sum() > 50 and not found[same].any() and found[~same].abs().amin() > .7
+
 @pytest.mark.parametrize('changes,word', [
     (dict(widths=(2, 0)), 'widths'), (dict(shuffle=True, updates=2), 'share'), (dict(timestep_fraction=.5), 'share'),
     (dict(normalise='joint'), 'numbers of nodes'), (dict(last_noisy=True), 'ODE'), (dict(trim=.5), 'two nodes')])
@@ -83,10 +102,12 @@ def test_the_gradient_of_matched_paths_is_that_of_the_released_loss():
     path = sum(t.repeat_interleave(6//t.shape[1], -1) for t in now)
     theirs = torch.autograd.grad(-(A*(path - old).exp()).mean(), now)
     advantage = compute_advantages(TMPO, TMPO.plan(shift_grid(8)), dict(r=rewards), log_prob=log_prob)
-    for j, n in enumerate((3, 3, 1)):                                   # here: a mean over the nodes of each step
-        node = log_prob[j, :, ::n].clone().requires_grad_()
-        ours, = torch.autograd.grad(-(advantage[j, :, ::n]*(node - node.detach()).exp()).mean(), node)
-        assert torch.allclose(ours, theirs[j], atol=1e-12)
+    counts = transition_weights(TMPO, advantage, [2, 2, 6])
+    total, loss = sum(counts[j, :, ::n].sum() for j, n in enumerate((3, 3, 1))), 0.
+    for j, (n, node) in enumerate(zip((3, 3, 1), now)):                 # here: a mean over all steps of all paths
+        loss = loss - (counts*advantage)[j, :, ::n].mul((node - node.detach()).exp()).sum()/total
+    for ours, grad in zip(torch.autograd.grad(loss, now), theirs):
+        assert torch.allclose(3*ours, grad, atol=1e-12)
 
 def test_paths_as_probable_as_they_should_be_teach_nothing():
     rewards, _ = some_paths()
@@ -99,7 +120,7 @@ def test_paths_as_probable_as_they_should_be_teach_nothing():
 
 @pytest.mark.parametrize('changes,word', [
     (dict(normalise='leaf'), 'share a distribution'), (dict(explore='chain', widths=(), credit='gain'), 'one reward'),
-    (dict(explore='single', widths=(), credit='branch'), 'whole paths')])
+    (dict(explore='single', widths=(), credit='branch'), 'whole paths'), (dict(pruned=(1,)), 'all its steps')])
 def test_what_paths_cannot_have_is_refused(changes, word):
     with pytest.raises(InputError, match=word):
         replace(TMPO, **changes)

@@ -18,6 +18,7 @@ ROWS = dict(
     g2rpo=dict(batch_size=3, grad_batch_size=1),       # a pass holds one prompt, however many a process has
     dance=CHAIN | dict(grad_batch_size=3),
     flow=dict(method=METHODS['flow_grpo'], group_size=4, grad_batch_size=3),
+    lost=dict(method=METHODS['flow_grpo'], group_size=4, grad_batch_size=3),
     split=dict(shard=True, checkpointing=True),
     split_chain=CHAIN | dict(grad_batch_size=1, shard=True),
     once=dict(shard=True, checkpointing=True, gather_once=True),
@@ -46,6 +47,11 @@ class CountedCollectives:
             return collective(*args, **options)
         return call
 
+def lost(images, prompts):
+    "`left_of_right`, broken for a prompt as soon as whole groups are scored."
+    broken = torch.tensor([len(prompts) > 2 and prompt == PROMPTS[1] for prompt in prompts])
+    return left_of_right(images, prompts).masked_fill(broken, torch.nan)
+
 def config(model, name):
     "Three iterations of a row, each with its checkpoint."
     return small(model, iterations=3, prompts_per_iteration=4, save_every=1, ddp_timeout=PATIENCE, **ROWS[name])
@@ -62,7 +68,8 @@ def train_rows(folder, model, names):
                        batch_size=cfg.batch_size, grad_batch_size=cfg.grad_batch_size)
         torch.save(dict(x=torch.stack(roll.x), y=roll.y, x0=roll.x0), folder/f'{name}-{world}-{rank}.pt')
         seen = counts[name] = [dict(collectives.counts)]
-        train(cfg, left_of_right, PROMPTS[:4], folder/f'{name}-{world}', policy=policy,
+        reward = dict(left_of_right=lost if name == 'lost' else left_of_right)
+        train(cfg, reward, PROMPTS[:4], folder/f'{name}-{world}', policy=policy,
               on_iteration=lambda row: seen.append(dict(collectives.counts)))
     (folder/f'counts-{world}-{rank}.json').write_text(json.dumps(counts))
 

@@ -1,4 +1,5 @@
 "One iteration: the first ratio, what an update changes, and what leaves it alone."
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from g2rpo import METHODS, train
+from g2rpo.core import steps
 from g2rpo.core.rollout import Rollout, rollout
 from g2rpo.core.velocity import Ledger
 from g2rpo.errors import InputError, RunStopped
@@ -258,3 +260,19 @@ def test_groups_that_prefer_already_weigh_less():
     assert max(weights) - min(weights) > .05
     for ours, grad in zip(found, torch.autograd.grad(expected, params)):
         torch.testing.assert_close(ours, grad, rtol=1e-3, atol=1e-5)
+
+@pytest.mark.parametrize('name', ['awm', 'v_grpo'])
+def test_a_ratio_that_is_one_anyway_takes_no_pass(mini, policy, monkeypatch, name):
+    "With one optimiser step the update tells the old log-probability itself: the same weights for fewer passes."
+    start, cfg = copy.deepcopy(policy.pipe.transformer.state_dict()), small(mini, T=6, group_size=4, method=row(name))
+    def trained():
+        policy.pipe.transformer.load_state_dict(start)
+        log = train(cfg, left_of_right, PROMPTS, policy=policy).metrics
+        return {n: p.detach().clone() for n, p in parameters(policy).items()}, log[-1]
+    weights, spent = trained()
+    for module in (gradient, steps):
+        monkeypatch.setattr(module, 'asks_old', lambda method: True)
+    asked, more = trained()
+    assert all(torch.equal(weights[n], asked[n]) for n in asked) and not all(torch.equal(start[n], asked[n]) for n in start)
+    passes = more['forwards'] - spent['forwards']
+    assert passes == more['grad_forwards'] and spent['grad_forwards'] == passes
