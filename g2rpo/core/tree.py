@@ -58,7 +58,7 @@ def group_rules(
          'a mean and a std take two members'),
         (leaves != group_size, f'widths={m.widths}', group, f'a tree has a leaf a member, and this one has {leaves}'),
         (m.pruned and max(m.pruned) >= steps, pruned, 'steps', f'they are numbered from 0, and there are {steps}'),
-        (states == 0, pruned, 'steps', f'nobody would train where {fewest} of them take noise'),
+        (states == 0, pruned, 'steps', f'nobody would train in an iteration of {fewest} noisy step{"s"*(fewest > 1)}'),
         (m.updates > states, f'updates={m.updates}', group,
          f'an optimiser step needs a state of its own, and there are {states} a prompt'),
     ]

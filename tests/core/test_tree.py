@@ -54,7 +54,7 @@ def test_what_does_not_fit_a_group_is_refused(changes, word):
         replace(TREE, **changes).check(8, 6)
 
 @pytest.mark.parametrize('name,changes,word', [
-    ('mix_grpo', dict(pruned=(0,)), 'nobody would train where 1'),
+    ('mix_grpo', dict(pruned=(0,)), 'nobody would train in an iteration of 1 noisy step'),
     ('tmpo', dict(window=Window(3), updates=2), 'there are 1 a prompt'),
     ('branch_grpo', dict(pruned=tuple(range(1, 7)), updates=3), 'there are 1 a prompt')])
 def test_what_comes_later_or_is_pruned_counts(name, changes, word):
