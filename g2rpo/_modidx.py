@@ -968,6 +968,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'g2rpo/rewards/preprocess.py')},
             'g2rpo.rewards.protocol': { 'g2rpo.rewards.protocol.call_reward': ( 'rewards/protocol.html#call_reward',
                                                                                 'g2rpo/rewards/protocol.py'),
+                                        'g2rpo.rewards.protocol.refuse_group_reward': ( 'rewards/protocol.html#refuse_group_reward',
+                                                                                        'g2rpo/rewards/protocol.py'),
                                         'g2rpo.rewards.protocol.sees_group': ( 'rewards/protocol.html#sees_group',
                                                                                'g2rpo/rewards/protocol.py'),
                                         'g2rpo.rewards.protocol.target_text': ( 'rewards/protocol.html#target_text',

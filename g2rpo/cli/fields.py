@@ -115,11 +115,11 @@ def converter(
 ) -> Callable:        # from text to value
     "How a value of a type is typed."
     bare = annotation.removesuffix(' | None')
-    convert = CONVERTERS[bare]
-    if bare == annotation:
+    convert, many = CONVERTERS[bare], bare.startswith('tuple') and bare.endswith(']')
+    if bare == annotation and not many:
         return convert
     def optional(text):
-        return None if text == 'none' else convert(text)
+        return (() if many else None) if text == 'none' else convert(text)
     optional.__name__ = getattr(convert, '__name__', bare)      # argparse names it in its message
     return optional
 
@@ -129,7 +129,7 @@ def as_typed(value) -> str:  # value: a default
     if isinstance(value, bool):
         return 'yes' if value else 'no'
     if isinstance(value, tuple):
-        return ','.join(map(str, value)) or 'none given'
+        return ','.join(map(str, value)) or 'none'
     return 'none' if value is None else str(value)
 
 def flag_help(field: FieldInfo) -> str:  # field: of a dataclass

@@ -64,7 +64,7 @@ def read_run(
         raise InputError(f'run={str(folder)!r} has no iteration yet.')
     check_finished(folder, raw)
     return RunFiles(folder.name, config, metrics, read_speed(speed) if speed.exists() else [],
-                    tuple(sorted((folder/'samples').glob('[0-9]*.png'))))
+                    tuple(sorted(file for file in (folder/'samples').glob('*.png') if file.stem.isdigit())))
 
 # %% ../../nbs/cli/09_report.ipynb #cell-07
 def smoothed(

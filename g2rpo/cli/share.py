@@ -72,6 +72,7 @@ def snippet(
 def model_card(
     cfg,                # `Config` of the run
     evaluation: dict,   # of `evaluation.json`; empty: there was none
+    iterations: int,    # after which the weights were written
 ) -> str:               # Markdown
     "What an export is, how it was made, and how it is opened."
     from dataclasses import asdict
@@ -90,7 +91,7 @@ tags: [grpo, reinforcement-learning, text-to-image, g2rpo]
 ---
 # {cfg.model.split('/')[-1]}, tuned by {cfg.method.name}
 
-Trained with `g2rpo` for {cfg.iterations} iterations on {", ".join(cfg.rewards)}. The licence of the base model applies.
+Trained with `g2rpo` for {iterations} iterations on {", ".join(cfg.rewards)}. The licence of the base model applies.
 
 ```python
 {snippet(cfg.model, bool(cfg.lora_rank))}
@@ -128,11 +129,13 @@ def export_command(args) -> None:  # args: what argparse found
     if out.exists():
         raise InputError(f'out={args.out!r} exists; choose a new folder.')
     file = Path(args.run)/'evaluation.json'
-    from g2rpo.manifest import read_sealed
+    from g2rpo.manifest import read_manifest_of, read_sealed
+    from g2rpo.models.weights import WEIGHTS_FIX
     from g2rpo.training.stored import EvaluationFile
     evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if os.path.lexists(file) else {}
     shutil.copytree(Path(args.run)/'weights', out)
-    (out/'README.md').write_text(model_card(cfg, evaluation), encoding='utf-8')
+    done = read_manifest_of(out, WEIGHTS_FIX)['made_by'].get('iteration', cfg.iterations)
+    (out/'README.md').write_text(model_card(cfg, evaluation, done), encoding='utf-8')
     print(f'{out} holds the weights and a card; diffusers opens it.')
     if cfg.lora_rank:
         print(f'{comfyui_lora(cfg, out)} is for ComfyUI: models/loras.')

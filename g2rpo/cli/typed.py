@@ -54,7 +54,7 @@ def field_values(
     "Values of a file as those of fields; a name that is none of them is refused."
     known, out = {field.name: converter(field.annotation) for field in fields}, {}
     for name, value in found.items():
-        key = name.replace('-', '_')
+        key = str(name).replace('-', '_')
         if isinstance(value, dict) or isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
             raise InputError(f'{where}: {name} holds values within values, and no flag takes those.')
         if key not in known:

@@ -86,7 +86,9 @@ def normalise_tree(
     for j, n in enumerate(edges):
         shared = leaves.shape[-1]//n
         level = credit[:, j, :, ::shared]
-        nodes = normalise_rewards(level, method.normalise, method.eps, method.ddof, gather=gather, std=std)
+        nodes = torch.zeros_like(level)
+        if n > 1:
+            nodes = normalise_rewards(level, method.normalise, method.eps, method.ddof, gather=gather, std=std)
         nodes = nodes.masked_fill(is_constant(level, 1e-6)[..., None], 0.)         # they are means, which are rounded
         levels.append(nodes.repeat_interleave(shared, -1))
     return torch.stack(levels, 1)

@@ -84,7 +84,7 @@ def certify_training(
 ) -> list[dict]:          # metrics
     "Train two iterations: first ratio, and seconds by phase."
     rows = train(found.cfg, rewards, prompts, out, policy=policy).metrics
-    off, limit = rows[0]['ratio_spread'][0], ratio_tolerance(found.cfg, found.device)
+    off, limit = rows[0]['first_ratio'], ratio_tolerance(found.cfg, found.device)
     text = f'off by {off:.1g} from 1 before the first update, {limit:.1g} allowed'
     found.add('ratio', text, off <= limit, ratio_off=off)
     if init_processes().is_main_process:

@@ -89,7 +89,7 @@ def step_finding(
         return Finding('step', f'the gradient is not finite: {row["skipped"][0]}', False)
     def spread(name): return f'{row[f"reward/{name}"]:.3f} ± {row[f"group_std/{name}"]:.3f} in the group'
     spreads = ', '.join(f'{name} {spread(name)}' for name in rewards)
-    off, norm = row['ratio_spread'][0], row['grad_norm'][0]
+    off, norm = row['first_ratio'], row['grad_norm'][0]
     ratio = f'first ratio off by {off:.1g}' if off else 'first ratio 1 to the last bit'
     return Finding('step', f'{ratio}, gradient norm {norm:.2g}, {spreads}')
 

@@ -45,7 +45,7 @@ def run_notebook(
     try:
         papermill.execute_notebook(notebook, executed, parameters, cwd=notebook.parent, kernel_name='python3')
     except papermill.PapermillExecutionError as error:
-        known = dict(InputError=InputError, RunStopped=RunStopped)
+        known = {kind.__name__: base for base in (InputError, RunStopped) for kind in (base, *base.__subclasses__())}
         if error.ename not in known:
             raise
         raise known[error.ename](error.evalue) from None

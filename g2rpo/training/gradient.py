@@ -86,14 +86,13 @@ def log_probs(
     mean: Tensor,      # (R, N, C) of the step by the policy as it is now
     std: Tensor,       # of the noise, (R, 1, 1)
 ) -> tuple[Tensor, Tensor]:   # new and old (R, M); their difference is the log-ratio
-    "Log-probabilities of the transitions, now and when they were taken; with `guard` a normalised log-ratio and 0."
+    "Log-probabilities of the transitions, now and then; with `guard` a normalised log-ratio and 0."
     if method.guard:
         new = guard_log_ratio(batch.y, mean[:, None], batch.old_mean[:, None], std[:, None], 2)
         old = torch.zeros_like(batch.old_log_prob)
     else:
         new, old = step_log_prob(method, mean, std, batch.y), batch.old_log_prob
-    known = (batch.keep > 0) & asks_old(method)                      # others have no old one, or the same
-    return new, torch.where(known, old, new.detach())
+    return new, torch.where((batch.keep > 0) & asks_old(method), old, new.detach())     # others have none
 
 def policy_loss(
     method: Method,    # of the run
@@ -112,9 +111,10 @@ def policy_loss(
     if method.kl_mask:
         moved = step_kl(mean.detach(), batch.old_mean, std, 1., 'exact')[:, None]
         return divergence_surrogate(new, old, advantage, moved, method.kl_mask)
-    gone = ((new.detach() - old).exp() - 1)*advantage.sign()         # of the ratio, where the advantage wants it
+    gone = ((new.detach() - old).exp() - 1)*advantage.sign()         # where the advantage wants it
     return clipped_surrogate(new, old, advantage, method.clip_range), gone > method.clip_range
 
+# %% ../../nbs/training/11_gradient.ipynb #cell-10
 def velocity_before(
     policy,             # says how many passes a velocity takes
     state: TrainState,  # has the velocity before training
@@ -146,7 +146,7 @@ def reference_kl(
     dt = float(plan.grid[k] - plan.grid[plan.after[k]])
     return step_kl(mean, step_kernel(method, plan, k, batch.x, v)[0], std, dt, method.kl)
 
-# %% ../../nbs/training/11_gradient.ipynb #cell-10
+# %% ../../nbs/training/11_gradient.ipynb #cell-11
 def backward_batch(
     policy,             # what is trained
     state: TrainState,  # config, accelerator and reference
@@ -170,7 +170,7 @@ def backward_batch(
     shift = new.detach() - old
     return dict(loss=loss.detach().sum().item()/count, ratio=shift.exp(), shift=shift.abs(), clipped=clipped, kl=kl)
 
-# %% ../../nbs/training/11_gradient.ipynb #cell-17
+# %% ../../nbs/training/11_gradient.ipynb #cell-18
 def ratio_tolerance(
     cfg: Config,           # its clip range
     device: torch.device,  # that computes
@@ -178,7 +178,7 @@ def ratio_tolerance(
     "How far a ratio may be from 1 before the first update."
     return 0. if device.type == 'cpu' else min(cfg.method.clip_range, .01)/10
 
-# %% ../../nbs/training/11_gradient.ipynb #cell-18
+# %% ../../nbs/training/11_gradient.ipynb #cell-19
 def suspect_operation(
     policy,            # whose velocity differs
     batch: StepBatch,  # transitions from R states
@@ -198,25 +198,25 @@ def suspect_operation(
         return 'matrix products or normalisation; try ' + setting('precision', 'no')
     return 'attention; try ' + setting('attention', '_native_math')
 
-# %% ../../nbs/training/11_gradient.ipynb #cell-19
+# %% ../../nbs/training/11_gradient.ipynb #cell-20
 def check_first_ratio(
     policy,                  # what is trained
     state: TrainState,       # config and processes
     seen: list[list[dict]],  # what `backward_batch` gave, for each trained step
     batch: StepBatch,        # the last of them, to look into
-) -> None:
-    "Stop, on every process, if a ratio before the first update is not 1 on any; warn of a rounding error."
+) -> float:                  # how far from 1 a ratio is on any
+    "Stop all processes if a ratio before the first update is not 1 on any; warn of a rounding error."
     accelerator = state.accelerator
     off = max((part['ratio'] - 1).abs().max().item() for parts in seen for part in parts)
     off = accelerator.gather(torch.tensor([off], device=accelerator.device)).max().item()
     limit = ratio_tolerance(state.cfg, accelerator.device)
     if not off:
-        return
+        return off
     problem = f'the ratio before the first update is off by {off:.2g}'
     if off > limit:
         allowed = f', more than {limit:.2g}' if limit else ', not 1'
-        # split weights are gathered by all processes, which would not try the same
         suspect = 'attention or matrix products' if state.cfg.shard else suspect_operation(policy, batch)
         raise RunStopped(f'{problem}{allowed}: rollout and update compute different things. Suspect {suspect}.')
     if accelerator.is_main_process:
         warnings.warn(f'{problem}, which a kernel chosen by whether there is a gradient explains.')
+    return off

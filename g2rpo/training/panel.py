@@ -19,7 +19,7 @@ from ..manifest import read_sealed
 from ..models.tiny import sign_prompts
 from ..rewards.image_stats import image_statistics
 from ..rewards.load import load_rewards
-from ..rewards.protocol import call_reward, sees_group
+from ..rewards.protocol import call_reward, refuse_group_reward, sees_group
 from .checkpoint import undisturbed_random
 from .config import Config
 from .sharding import local_tensor
@@ -175,7 +175,10 @@ def config_panel(
         return None
     held_out = sign_prompts('test') if cfg.panel_prompts == 'tiny' else load_prompts(cfg.panel_prompts, cfg.panel)
     own = {name: reward for name, reward in rewards.items() if not sees_group(reward)}     # one image a prompt here
-    scorers = own | load_rewards(cfg.panel, device)
+    judges = load_rewards(cfg.panel, device)
+    for name, judge in judges.items():
+        refuse_group_reward(name, judge)
+    scorers = own | judges
     return Panel(held_out[:cfg.panel_size], scorers, tuple(own), cfg.panel_every, stop=cfg.panel_stop)
 
 # %% ../../nbs/training/14_panel.ipynb #cell-30

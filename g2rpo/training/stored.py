@@ -27,6 +27,7 @@ class MetricsRow(TypedDict, total=False):
     log_prob_shift: Numbers                       # mean, of each trained step
     clipped: Numbers                              # share of clipped ratios, of each trained step
     ratio_spread: Numbers                         # largest distance of a ratio from 1, of each trained step
+    first_ratio: float                            # largest distance of a ratio from 1 before the first optimiser step
     grad_norm: Numbers                            # of each optimiser step
     kl: Numbers                                   # of each trained step
     forwards: int                                 # forward passes so far

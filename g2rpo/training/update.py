@@ -189,9 +189,9 @@ def update_policy(
             with eagerly(), phase('gradient'), sync_gradients(policy.transformer, state.accelerator, last, once):
                 seen[j].append(backward_batch(policy, state, batch, count, ledger))
         if not norms:
-            check_first_ratio(policy, state, seen, batch)
+            first = check_first_ratio(policy, state, seen, batch)
         with phase('optimiser'):
             norms.append(optimiser_step(state))
     if not any(norms) and None not in norms:
         raise RunStopped('no gradient reached a parameter in a whole iteration; check what is trainable.')
-    return update_metrics(seen, norms)
+    return update_metrics(seen, norms) | dict(first_ratio=first)

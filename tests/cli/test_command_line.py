@@ -10,7 +10,7 @@ import pytest
 import torch
 from g2rpo.cli.main import main
 from g2rpo.rewards.image_reward import score_head
-from helpers import PROMPTS
+from helpers import count_lines, PROMPTS
 
 BAD = [
     '--preset huge', '--preset paper --prompts {good}', '--model {folder}', '--device tpu', '--unknown 1',
@@ -25,12 +25,15 @@ BAD = [
     '--beta 1', '--kl exact', '--noise-weighted maybe', '--rewards nonsense', '--rewards tests_no_such:f',
     '--rewards :f', '--rewards {module}:wrong_shape', '--rewards {module}:not_a_number',
     '--rewards {module}:nothing', '--rewards hps21', '--rewards ppocr6,colour --weights 1', '--weights x',
+    '--method mix_grpo --window size=2,every=1 --pruned 0', '--panel {module}:compared', '--rewards none',
     '--mix product', '--guidance-scale 0.5', '--dtype bf16', '--shift 0', '--shift x', '--attention magic']
 
 MODULE = '''
 def wrong_shape(images, prompts): return images.mean()
 def nothing(images, prompts): return None
 def not_a_number(images, prompts): return images.mean((1, 2, 3))*float("nan")
+def compared(images, prompts): return images.mean((2, 3, 4))
+compared.group = True
 '''
 SHADE = 'def dark(images, prompts): return 1 - images.mean((1, 2, 3))'
 
@@ -172,3 +175,35 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(here, mini, capsys):
     assert main(f'train --model {mini} {SHORT} --prompts none.txt --dry-run --out run'.split()) == 1
     assert "What to do, in this order:\n  1. prompts: prompts='none.txt'" in capsys.readouterr().out
     assert not (here/'run').exists()
+
+STOPPING = '''
+import os, signal
+from shade import dark
+calls = []
+def until(images, prompts):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+    return dark(images, prompts)
+'''
+
+SMALL = '--prompts prompts.txt --T 4 --group-size 4 --prompts-per-iteration 2 --precision no'.split()
+
+def test_what_is_asked_of_a_stopped_run(here, mini):
+    "Pictures drawn later are not of an iteration, and a card says after how many the weights were written."
+    (here/'stopping.py').write_text(STOPPING)
+    asked = ['--model', str(mini), '--rewards', 'stopping:until', '--iterations', '9', '--granularities', '1', *SMALL]
+    assert main(['train', '--out', 'run', *asked]) == 0
+    done = count_lines(here/'run'/'metrics.jsonl')
+    assert 0 < done < 9 and main(['sample', 'run', '--n', '1', '--T', '4']) == 0 and main(['report', 'run']) == 0
+    assert main(['export', 'run', 'shared']) == 0
+    assert f'for {done} iterations on' in (here/'shared'/'README.md').read_text()
+
+@pytest.mark.parametrize('text, code', [
+    ('method: {name: branch_grpo, explore: chain, widths: [], credit: terminal}', 0), ('panel: []', 0),
+    ('method: {name: v_grpo, 3: 4}', 2), ('method: {name: branch_grpo, widths: none}', 2)])
+def test_lists_that_are_empty_and_keys_that_are_numbers(here, mini, capsys, text, code):
+    (here/'c.yaml').write_text(text)
+    asked = ['--config', 'c.yaml', '--model', str(mini), '--rewards', 'shade:dark', '--iterations', '1', *SMALL]
+    assert main(['train', '--out', 'run', *asked]) == code
+    assert code == 0 or capsys.readouterr().err.count('\n') == 1

@@ -10,14 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 from g2rpo.cli.main import main
+from g2rpo.errors import InputError, RunStopped
 from g2rpo.files import read_json
 from g2rpo.study.launch import Study
 from g2rpo.study.primary import claim_verdict
 from g2rpo.study.records import Claim
-from g2rpo.study.reproduction import experiment_names
+from g2rpo.study.reproduction import experiment_names, run_notebook
 from g2rpo.study.setting import ExperimentConfig
 from g2rpo.study.stats import VERDICTS
 
@@ -206,3 +208,11 @@ def test_a_claim_reads_the_same_on_the_ladder_as_in_its_experiment():
     for key in ('mean', 'low', 'high'):
         assert kept[key] == pytest.approx(found[key], abs=1e-4)
     assert claim_verdict(study, ExperimentConfig(), Claim('mine', 'e_grpo_script', 'flow_grpo')) is None
+
+@pytest.mark.parametrize('kind, refused', [('MissingRuns', InputError), ('NothingToLearn', RunStopped)])
+def test_what_a_notebook_refuses_is_refused_in_its_words(tmp_path, kind, refused):
+    module = dict(MissingRuns='study.launch', NothingToLearn='errors')[kind]
+    cell = nbformat.v4.new_code_cell(f'from g2rpo.{module} import {kind}\nraise {kind}("so it is")')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path/'refuses.ipynb')
+    with pytest.raises(refused, match='^so it is$'):
+        run_notebook(tmp_path/'refuses.ipynb', tmp_path/'out', {})
