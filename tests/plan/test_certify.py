@@ -23,6 +23,11 @@ def test_one_process(mini, tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ['certificate.json', 'certificate.png']
     assert main(['certify', '--model', str(mini), '--out', str(out), *FLAGS]) == 2       # never overwritten
 
+def test_the_first_ratio_of_several_optimiser_steps(mini, tmp_path):
+    "It is that before the first of them."
+    flags = [*FLAGS[:-2], '--method', 'mix_grpo', '--window', 'size=1', '--updates', '2']
+    assert main(['certify', '--model', str(mini), '--out', str(tmp_path/'c.json'), *flags]) == 0
+
 def test_a_wrong_resume_is_found(mini, tmp_path, capsys, monkeypatch):
     "Weights that come back a little larger than they were saved."
     restore = run.checkpoint.restore_tensors
