@@ -134,7 +134,7 @@ def export_command(args) -> None:  # args: what argparse found
     from g2rpo.training.stored import EvaluationFile
     evaluation = read_sealed(EvaluationFile, file, 'evaluate the run again.') if os.path.lexists(file) else {}
     shutil.copytree(Path(args.run)/'weights', out)
-    done = read_manifest_of(out, WEIGHTS_FIX)['made_by'].get('iteration', cfg.iterations)
+    done = read_manifest_of(out, WEIGHTS_FIX)['made_by']['iteration']
     (out/'README.md').write_text(model_card(cfg, evaluation, done), encoding='utf-8')
     print(f'{out} holds the weights and a card; diffusers opens it.')
     if cfg.lora_rank:

@@ -43,7 +43,7 @@ def reward_metrics(
     accelerator,                # of this process
 ) -> dict:                      # `reward/NAME`, `group_std/NAME`, `constant_groups`, `advantage_by_step`
     "What the rewards of an iteration looked like; stops the run if no group differs."
-    tables = torch.stack([r.to(accelerator.device) for r in scores.values()])
+    tables = torch.stack([*scores.values()])                            # (rewards, Λ, V, P, G)
     row = {f'reward/{name}': mean_of_all(r, accelerator) for name, r in zip(scores, tables)}
     row |= {f'group_std/{name}': mean_of_all(r.std(-1), accelerator) for name, r in zip(scores, tables)}
     same = is_constant(tables).float().masked_fill(~tables.isfinite().all(-1), torch.nan)
